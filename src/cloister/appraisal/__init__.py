@@ -1,0 +1,1 @@
+"""Appraisal: (claims, policy) -> attestation result. Only a result's keys authorise anything."""

@@ -1,0 +1,48 @@
+"""The attestation result: the one type whose keys may be used.
+
+It is made by :func:`cloister.appraisal.appraise.appraise` and nowhere else; its constructor refuses other
+callers, so that no code path can turn unverified bytes into a key by building a result of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from cloister.errors import ResultExpired
+from cloister.verifier.claims import Check, Claims
+
+K = TypeVar("K")
+
+_APPRAISED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationResult(Generic[K]):
+    """What a relying party may act on, until ``expires``. Times are Unix seconds.
+
+    ``K`` is the type of the attested keys: :class:`~cloister.evidence.key_material.KeyMaterial` for a channel,
+    the broker's own document for a key release.
+    """
+
+    keys: K
+    claims: Claims
+    policy_digest: str
+    """SHA-256 (hexadecimal) of the policy's canonical form."""
+    verified_at: int
+    expires: int
+    """The earliest of the keys' end, the collateral's next update and the policy's maximum age."""
+    checks: tuple[Check, ...]
+    _seal: object = field(repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self._seal is not _APPRAISED:
+            raise TypeError("an AttestationResult is made by appraise(), never by hand")
+
+    def require_fresh(self, now: int) -> K:
+        """The keys, if the result still stands at ``now``. Raises :class:`ResultExpired`."""
+        if now >= self.expires:
+            raise ResultExpired(
+                f"the attestation result ended at {self.expires}", todo="verify the workload again"
+            )
+        return self.keys

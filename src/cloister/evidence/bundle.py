@@ -1,0 +1,55 @@
+"""What travels from an attester to whoever verifies it: a quote and everything needed to appraise it.
+
+The bundle is transport, not truth: each of its parts is checked against the quote, whose signature is checked
+against a vendor's root. Its wire form is strict JSON (docs/spec/evidence.md).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cloister.encoding import Record, decode_json, encode_json
+
+MAX_BUNDLE = 1 << 20
+"""Upper bound of a bundle on the wire, bytes."""
+
+TeeKind = Literal["tdx", "sgx"]
+"""The evidence formats this release reads; SEV-SNP and TPM join here."""
+
+FORMAT = "cloister/evidence/v1"
+
+
+class NonceProof(Record):
+    """Where this client's nonce stands in the Merkle tree whose root the quote binds (RFC 6962)."""
+
+    index: int
+    size: int
+    path: tuple[bytes, ...]
+
+
+class EvidenceBundle(Record):
+    """One quote with its companions. ``bytes`` fields are standard base64 on the wire."""
+
+    format: Literal["cloister/evidence/v1"] = FORMAT
+    tee: TeeKind
+    quote: bytes
+    """The vendor's structure, unchanged."""
+    key_material: bytes
+    """The exact bytes that the binding hashes; their form is fixed by the endpoint that asked."""
+    nonce_proof: NonceProof
+    event_log: bytes = b""
+    """Launch events that replay to the measured registers (evidence/eventlog.py), or empty."""
+    device_evidence: bytes = b""
+    """GPU evidence; empty without one."""
+    endorsements: bytes = b""
+    """Collateral that the attester carries along (for Intel: dcap-qvl's JSON form), or empty."""
+
+
+def parse_bundle(data: bytes) -> EvidenceBundle:
+    """Decode a bundle. Raises :class:`~cloister.errors.FormatError`."""
+    return decode_json(data, EvidenceBundle, what="evidence bundle", limit=MAX_BUNDLE)
+
+
+def encode_bundle(bundle: EvidenceBundle) -> bytes:
+    """The canonical wire form."""
+    return encode_json(bundle)

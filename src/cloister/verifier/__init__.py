@@ -1,0 +1,1 @@
+"""The verifier: (evidence, endorsements, now) -> claims. Pure: no clock, no network, no files."""
