@@ -21,7 +21,7 @@ _APPRAISED = object()
 class AttestationResult(Generic[K]):
     """What a relying party may act on, until ``expires``. Times are Unix seconds.
 
-    ``K`` is the type of the attested keys: :class:`~cloister.evidence.key_material.KeyMaterial` for a channel,
+    ``K`` is the type of the attested keys: ``KeyMaterial`` for a channel,
     the broker's own document for a key release.
     """
 

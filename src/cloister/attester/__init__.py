@@ -10,7 +10,7 @@ from cloister.evidence.bundle import TeeKind
 
 @dataclass(frozen=True, slots=True)
 class RawEvidence:
-    """What a TEE hands out for one report data. Fields as in :class:`cloister.evidence.bundle.EvidenceBundle`."""
+    """What a TEE hands out for one report data; fields as in the evidence bundle."""
 
     tee: TeeKind
     quote: bytes

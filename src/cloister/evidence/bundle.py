@@ -6,7 +6,7 @@ against a vendor's root. Its wire form is strict JSON (docs/spec/evidence.md).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from cloister.encoding import Record, decode_json, encode_json
 
@@ -16,10 +16,10 @@ MAX_BUNDLE = 1 << 20
 TeeKind = Literal["tdx", "sgx"]
 """The evidence formats this release reads; SEV-SNP and TPM join here."""
 
-FORMAT = "cloister/evidence/v1"
+FORMAT: Final = "cloister/evidence/v1"
 
 
-class NonceProof(Record):
+class NonceProof(Record, frozen=True, kw_only=True):
     """Where this client's nonce stands in the Merkle tree whose root the quote binds (RFC 6962)."""
 
     index: int
@@ -27,7 +27,7 @@ class NonceProof(Record):
     path: tuple[bytes, ...]
 
 
-class EvidenceBundle(Record):
+class EvidenceBundle(Record, frozen=True, kw_only=True):
     """One quote with its companions. ``bytes`` fields are standard base64 on the wire."""
 
     format: Literal["cloister/evidence/v1"] = FORMAT

@@ -6,16 +6,16 @@ and nobody re-encodes it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from cloister.encoding import Record, decode_json, encode_json
 from cloister.errors import FormatError
 
-FORMAT = "cloister/key-material/v1"
+FORMAT: Final = "cloister/key-material/v1"
 MAX_KEY_MATERIAL = 64 * 1024
 
 
-class KeyMaterial(Record):
+class KeyMaterial(Record, frozen=True, kw_only=True):
     """Public keys of one replica. Private halves live in its memory and are erased when they rotate."""
 
     format: Literal["cloister/key-material/v1"] = FORMAT
