@@ -1,0 +1,37 @@
+"""Where captured vectors and corpora of others live: outside the project, named by ``CLOISTER_SHARED``.
+
+Where the folder is missing, tests that read it are skipped with one loud line at the end of the run
+(conftest.py); with ``CI=true`` that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_PROJECT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("CLOISTER_SHARED") or _PROJECT / ".." / "shared").resolve()
+MISSING: set[str] = set()
+
+
+def shared(relative: str) -> Path:
+    """The path of one shared file or folder; skips the calling test (or module) if it is not there."""
+    path = SHARED / relative
+    if path.exists():
+        return path
+    MISSING.add(relative)
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{relative} is missing below {SHARED}: set CLOISTER_SHARED", pytrace=False)
+    pytest.skip(f"{relative} is missing below {SHARED}: set CLOISTER_SHARED", allow_module_level=True)
+
+
+def vectors(relative: str) -> Path:
+    """A file of captured evidence or protocol vectors."""
+    return shared(f"vectors/{relative}")
+
+
+def data(relative: str) -> Path:
+    """A file of a corpus."""
+    return shared(f"data/{relative}")
