@@ -44,7 +44,7 @@ def event_digest(event: LaunchEvent) -> bytes:
 
 
 def extend(register: bytes, digest: bytes) -> bytes:
-    """SHA-384(register ‖ digest), as TDX extends an RTMR (TDX module base specification, TDG.MR.RTMR.EXTEND)."""
+    """SHA-384(register ‖ digest), as TDX extends an RTMR (TDX module specification, TDG.MR.RTMR.EXTEND)."""
     return hashlib.sha384(register + digest).digest()
 
 
