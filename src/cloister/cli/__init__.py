@@ -1,4 +1,68 @@
 """The command line: one thin file per command; a command imports its room only when it runs.
 
-Exit codes: 0 done, 1 internal, 2 usage, 3 verification, 4 network, 5 policy (errors.py).
+Exit codes: 0 done, 1 internal, 2 usage, 3 verification, 4 network, 5 policy (errors.py). An error is one line on
+standard error; with ``--json`` anywhere on the line it is one JSON object instead.
 """
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from cloister.cli import broker, keys, measure, seal, serve, simulate, unseal
+from cloister.errors import EXIT_USAGE, CloisterError
+
+EXIT_INTERRUPTED = 130
+
+
+def build() -> typer.Typer:
+    """The whole command tree."""
+    app = typer.Typer(
+        name="cloister",
+        help="Run LLM applications on machines you do not have to trust.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.command("serve")(serve.command)
+    app.command("seal")(seal.command)
+    app.command("unseal")(unseal.command)
+    app.add_typer(keys.app, name="keys")
+    app.add_typer(broker.app, name="broker")
+    app.add_typer(measure.app, name="measure")
+    app.add_typer(simulate.app, name="simulate")
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with the exit code of what happened."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        code = build()(args=arguments, standalone_mode=False)
+    except CloisterError as error:
+        _say(str(error), error.exit_code, as_json, layer=error.layer)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stdout.write(error.ctx.get_help() + "\n" if error.ctx else "")
+        sys.exit(EXIT_USAGE)
+    except click.ClickException as error:
+        _say(f"usage: {error.format_message()}", EXIT_USAGE, as_json, layer="usage")
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away (`| head`): nothing is wrong. Keep the interpreter's last flush from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(line: str, code: int, as_json: bool, *, layer: str) -> None:
+    text = json.dumps({"error": line, "layer": layer, "exit_code": code}) if as_json else line
+    sys.stderr.write(text + "\n")
+    sys.exit(code)
