@@ -86,12 +86,21 @@ def start_service(arguments: Sequence[str | Path], log: Path, *, timeout: float 
         selector.register(process.stdout, selectors.EVENT_READ)
         line = process.stdout.readline() if selector.select(timeout) else ""
     if not line:
-        process.kill() if process.poll() is None and not _ended(process) else None
+        if not _ended(process):
+            process.kill()
         code = process.wait(10)
         process.stdout.close()
         said = log.read_text().strip().splitlines()
-        raise CommandFailedError(words, code, said[-1] if said else "no word in time")
+        raise CommandFailedError(words, code, _error_line(said[-1]) if said else "no word in time")
     return Service(process, json.loads(line)["listening"], log)
+
+
+def _error_line(said: str) -> str:
+    """With --json an error is a JSON object, whose `error` is the line for people."""
+    try:
+        return str(json.loads(said)["error"])
+    except (ValueError, KeyError, TypeError):
+        return said
 
 
 def _ended(process: subprocess.Popen[str]) -> bool:
@@ -195,13 +204,12 @@ class Deployment:
         return service
 
     def start_inference(self, broker_url: str, *extra: str | Path, log: str = "inference.log") -> Service:
-        service = start_service(
-            [
-                "serve", *self.measured_options(), "--broker", broker_url,
-                "--simulated-tee", self.tee, "--port", "0", *extra,
-            ],
-            self.root / log,
-        )  # fmt: skip
+        return self.start_with([*self.measured_options(), *extra], broker_url, log)
+
+    def start_with(self, options: Sequence[str | Path], broker_url: str, log: str) -> Service:
+        """Start `cloister serve` with these options, whatever they are."""
+        words = ["serve", *options, "--broker", broker_url, "--simulated-tee", self.tee, "--port", "0"]
+        service = start_service(words, self.root / log)
         self.services.append(service)
         return service
 

@@ -1,0 +1,96 @@
+"""The model on disk: a sealed directory with a signed index, or (without protection) a plain GGUF file.
+
+A sealed model is opened into a memfd, never onto a disk. A plain file is measured by its digest all the same, so
+that a client knows which model answers; that the host can read it is the operator's choice, and is said aloud.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cloister.encoding import labelled_hash
+from cloister.errors import UsageError
+from cloister.sealing import KeySource
+from cloister.sealing.directory import unseal_to_memory
+from cloister.sealing.index import Index, open_index
+
+PLAIN_LABEL = "cloister/plain-model/v1"
+GGUF_MAGIC = b"GGUF"
+
+
+class Model(Protocol):
+    """One model file, measured before it is opened."""
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes: what is measured as the model index."""
+        ...
+
+    def open(self, keys: KeySource | None) -> int:
+        """A file descriptor of the model in the clear, owned by the caller."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SealedModel:
+    """A ``.gguf`` file of a sealed directory."""
+
+    directory: Path
+    index: Index
+    path: str
+
+    @property
+    def digest(self) -> bytes:
+        return self.index.digest
+
+    def open(self, keys: KeySource | None) -> int:
+        if keys is None:
+            raise UsageError(
+                f"{self.directory} is sealed and no key source was named",
+                todo="pass --broker with --broker-policy, or an owner's --key-file",
+            )
+        return unseal_to_memory(self.directory, self.index, self.path, keys)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainModel:
+    """A ``.gguf`` file in the clear."""
+
+    path: Path
+    digest: bytes
+
+    def open(self, keys: KeySource | None) -> int:
+        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def find_model(path: Path, *, signers: Collection[bytes]) -> Model:
+    """The model at ``path``. Raises :class:`UsageError`, or what :func:`open_index` raises."""
+    if path.is_dir():
+        if not signers:
+            raise UsageError(
+                "a sealed model needs --index-signer: whose signature on its index to believe",
+                todo="`cloister keys show owner.sign` prints the owner's",
+            )
+        index = open_index(path, signers=signers)
+        names = sorted(name for name in index.files if name.endswith(".gguf"))
+        if len(names) != 1:
+            raise UsageError(
+                f"{path} holds {len(names)} .gguf files, and one is served", todo="seal each model on its own"
+            )
+        return SealedModel(directory=path, index=index, path=names[0])
+    if not path.is_file():
+        raise UsageError(f"there is no model at {path}", todo="name a sealed directory or a .gguf file")
+    return PlainModel(path=path, digest=_plain_digest(path))
+
+
+def _plain_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if file.read(4) != GGUF_MAGIC:
+            raise UsageError(f"{path} is not a GGUF file", todo="name a sealed directory or a .gguf file")
+        file.seek(0)
+        return labelled_hash(PLAIN_LABEL, hashlib.file_digest(file, "sha256").digest())
