@@ -179,6 +179,12 @@ class PlaintextResponse(ChannelError):
     """Something between answered in the clear; it was not read."""
 
 
+class Overloaded(ChannelError):
+    """More at once than this workload takes; nothing was done."""
+
+    exit_code = EXIT_NETWORK
+
+
 class NetworkError(CloisterError):
     """The peer cannot be reached, or broke off."""
 

@@ -1,0 +1,35 @@
+"""What a key broker measures at its launch: its configuration and its program (docs/spec/kbs.md).
+
+Rules and resources are data and change while it runs; they are not measured. That the state key comes from a
+passphrase, known to whoever runs the broker, is measured, so that a policy can tell this mode from others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal
+
+import cloister
+from cloister.attester.launch import launch_events, program_digest
+from cloister.broker.protocol import PROFILE, VERSION
+from cloister.encoding import Record, encode_json
+from cloister.evidence.eventlog import LaunchEvent
+
+FORMAT: Final = "cloister/broker-configuration/v1"
+
+
+class BrokerConfiguration(Record, frozen=True, kw_only=True):
+    """The measured document: its canonical JSON is the launch event ``cloister.config``."""
+
+    format: Literal["cloister/broker-configuration/v1"] = FORMAT
+    protocol: str = VERSION
+    profile: str = PROFILE
+    state_key: Literal["passphrase"] = "passphrase"
+
+
+def broker_events(configuration: BrokerConfiguration | None = None) -> tuple[LaunchEvent, ...]:
+    """The launch events of ``cloister broker serve`` as this package is installed."""
+    program = program_digest(Path(cloister.__path__[0]))
+    return launch_events(
+        config=encode_json(configuration or BrokerConfiguration()), program=program, model_index=None
+    )
