@@ -28,7 +28,6 @@ def build() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
     )
     app.command("serve")(serve.command)
     app.command("seal")(seal.command)
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except CloisterError as error:
         _say(str(error), error.exit_code, as_json, layer=error.layer)
     except click.exceptions.NoArgsIsHelpError as error:
-        sys.stdout.write(error.ctx.get_help() + "\n" if error.ctx else "")
+        sys.stdout.write(error.ctx.get_help() + "\n")
         sys.exit(EXIT_USAGE)
     except click.ClickException as error:
         _say(f"usage: {error.format_message()}", EXIT_USAGE, as_json, layer="usage")
