@@ -1,0 +1,77 @@
+"""Descriptors of plain files: opened without following links, read and written by position, to the last byte."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from cloister.errors import IndexMismatch, SealingError, UsageError
+
+ReadInto: TypeAlias = Callable[[memoryview, int], int]
+"""Fill the buffer from this offset on; the answer is how many bytes there were."""
+
+
+@contextlib.contextmanager
+def open_regular(path: Path, refusal: type[UsageError | IndexMismatch]) -> Iterator[int]:
+    """A descriptor of a plain file, never of a link, pipe or device; ``refusal`` is what to raise."""
+    try:
+        # Without O_NONBLOCK a FIFO put in the file's place would hang us before we can see what it is.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise refusal(f"cannot open {path}: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise refusal(f"{path} is not a regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def create_new(path: Path, mode: int) -> Iterator[int]:
+    """A descriptor of a file that did not exist. Raises :class:`~cloister.errors.UsageError`."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    except OSError as error:
+        raise UsageError(f"cannot create {path}: {error.strerror}") from None
+    try:
+        yield descriptor
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def reader_of(descriptor: int) -> ReadInto:
+    """Positional reads of a descriptor; safe for several threads."""
+    return lambda buffer, offset: read_into(descriptor, buffer, offset)
+
+
+def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill ``buffer`` from ``offset`` on; the answer is how many bytes there were."""
+    done = 0
+    while done < len(buffer):
+        with buffer[done:] as rest:
+            try:
+                count = os.preadv(descriptor, [rest], offset + done)
+            except OSError as error:
+                raise SealingError(
+                    f"a file cannot be read: {error.strerror}", todo="check the disk"
+                ) from None
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``. Raises :class:`OSError`."""
+    done = 0
+    with memoryview(data) as view:
+        while done < len(view):
+            with view[done:] as rest:
+                done += os.pwrite(descriptor, rest, offset + done)
