@@ -1,0 +1,285 @@
+"""The sealed gateway: an ASGI middleware that lets an application be reached through the seal alone.
+
+It answers the two well-known paths (docs/spec/attestation-endpoint.md), opens sealed requests and dispatches them
+with a scope made of what was inside; nothing of the outer request reaches the application. A request is dispatched
+only when all of it was opened and its encapsulated key was recorded as new. Other requests in plaintext are refused,
+except for GET and HEAD of the paths allowed by name; web sockets are closed.
+
+No prompt, answer or key is logged: of a failing application only the type of its exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from cloister.channel import asgi, bhttp, headers, padding, problems
+from cloister.channel.evidence_service import EvidenceService
+from cloister.channel.keyring import KeyRing
+from cloister.channel.ohttp import CHUNKED_REQUEST_TYPE, KEYS_TYPE, REQUEST_TYPE, RequestOpener
+from cloister.channel.sealed_response import DEFAULT_CADENCE, SealedResponse
+from cloister.encoding import Record, b64url_decode, decode_json
+from cloister.errors import (
+    ChannelError,
+    CloisterError,
+    FormatError,
+    Overloaded,
+    OversizedChunk,
+    PlaintextRequest,
+)
+from cloister.evidence.binding import NONCE_SIZE
+from cloister.evidence.bundle import encode_bundle
+
+MAX_REQUEST: Final = 32 * 1024 * 1024
+MAX_QUESTION: Final = 1024
+"""Bytes of a request for evidence."""
+_HINT: Final = (
+    "this workload answers sealed requests only; connect with cloister.connect(url, policy=…) and pass it as the "
+    "http_client of your SDK. If a key or token was in this request, it was in the clear on its way: replace it"
+)
+
+_log = logging.getLogger("cloister.channel")
+
+
+class _Question(Record, frozen=True, kw_only=True):
+    nonce: str
+
+
+class SealedGateway:
+    """ASGI application around ``app``.
+
+    ``allow`` names paths whose GET and HEAD pass in plaintext; ``max_request`` bounds an opened message in bytes,
+    ``max_open`` the requests that are received or answered at once, ``receive_seconds`` the time one may take to
+    arrive, ``cadence`` the seconds between two flushes of a streamed answer.
+    """
+
+    def __init__(
+        self,
+        app: asgi.App,
+        *,
+        keyring: KeyRing,
+        evidence: EvidenceService,
+        allow: Collection[str] = ("/healthz",),
+        max_request: int = MAX_REQUEST,
+        max_open: int = 256,
+        receive_seconds: float = 60.0,
+        cadence: float = DEFAULT_CADENCE,
+    ) -> None:
+        self._app = app
+        self._keyring = keyring
+        self._evidence = evidence
+        self._allow = frozenset(allow)
+        self._max_request = max_request
+        self._max_open = max_open
+        self._receive_seconds = receive_seconds
+        self._cadence = cadence
+        self._open = 0
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "sealed requests only"})
+        elif scope["type"] == "http":
+            self._keep_sweeping()
+            await self._route(scope, receive, send)
+
+    async def _route(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        route = (scope["method"], scope["path"])
+        if scope["path"] in self._allow and scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            if route == ("POST", headers.ATTESTATION_PATH):
+                await self._attest(receive, send)
+            elif route == ("POST", headers.GATEWAY_PATH):
+                await self._serve(scope, receive, send)
+            elif route == ("GET", headers.GATEWAY_PATH):
+                await asgi.answer(send, 200, KEYS_TYPE, self._keyring.configs())
+            elif scope["path"] in (headers.ATTESTATION_PATH, headers.GATEWAY_PATH):
+                await asgi.refuse(send, problems.METHOD, "see docs/spec/attestation-endpoint.md")
+            else:
+                raise PlaintextRequest(_HINT)
+        except asgi.ClientGone:
+            return
+        except TimeoutError:
+            await asgi.refuse(send, problems.TOO_SLOW, "")
+        except CloisterError as error:
+            await asgi.refuse(send, problems.problem_of(error), error.what)
+
+    async def _attest(self, receive: asgi.Receive, send: asgi.Send) -> None:
+        body = await asgi.read_body(receive, limit=MAX_QUESTION, seconds=self._receive_seconds)
+        question = decode_json(body, _Question, what="request for evidence", limit=MAX_QUESTION)
+        nonce = b64url_decode(question.nonce, what="nonce", length=NONCE_SIZE)
+        try:
+            bundle = await self._evidence.evidence(nonce)
+        except Overloaded:
+            raise
+        except CloisterError as error:
+            _log.error("no evidence: %s", error)
+            await asgi.refuse(send, problems.FAILED, "the attester failed; its own log says why")
+            return
+        await asgi.answer(send, 200, "application/json", encode_bundle(bundle))
+
+    async def _serve(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        media_type = (headers.first(scope["headers"], b"content-type") or b"").decode("latin-1")
+        if media_type not in (CHUNKED_REQUEST_TYPE, REQUEST_TYPE):
+            await asgi.refuse(send, problems.MEDIA_TYPE, f"send {CHUNKED_REQUEST_TYPE} or {REQUEST_TYPE}")
+            return
+        if self._open >= self._max_open:
+            raise Overloaded("too many requests are being answered", todo="try again in a moment")
+        self._open += 1
+        try:
+            opener = RequestOpener(self._keyring.find, chunked=media_type == CHUNKED_REQUEST_TYPE)
+            async with asyncio.timeout(self._receive_seconds):
+                message = await self._receive_sealed(opener, receive)
+            if opener.key_id is None or opener.enc is None:
+                raise ChannelError("the request has no head")
+            self._keyring.admit(opener.key_id, opener.enc)
+            await self._dispatch(scope, opener, message, receive, send)
+        finally:
+            self._open -= 1
+
+    async def _receive_sealed(self, opener: RequestOpener, receive: asgi.Receive) -> bytes:
+        """The whole opened message: nothing is done with a request before its final chunk opened."""
+        message, more = bytearray(), True
+        while more:
+            part, more = await asgi.next_part(receive)
+            for plaintext in opener.feed(part):
+                message += plaintext
+            if len(message) > self._max_request:
+                raise OversizedChunk(f"the request is over its bound of {self._max_request} bytes")
+        for plaintext in opener.finish():
+            message += plaintext
+        return bytes(message)
+
+    async def _dispatch(
+        self,
+        outer: asgi.Scope,
+        opener: RequestOpener,
+        message: bytes,
+        receive: asgi.Receive,
+        send: asgi.Send,
+    ) -> None:
+        try:
+            request, body = _decode(message)
+            scope = _inner_scope(outer, request, body, opener.key_id)
+            refusal = None
+        except CloisterError as error:
+            request, body, scope, refusal = None, b"", {}, error
+        wanted = headers.first(request.headers, padding.PADDING_HEADER) if request is not None else None
+        padded = opener.chunked and wanted == padding.PADDING_VERSION
+        response = SealedResponse(send, opener.response(), padded=padded, cadence=self._cadence)
+        if refusal is not None:
+            await _answer_inside(response, problems.problem_of(refusal), refusal.what)
+            return
+        await self._run(scope, body, response, receive)
+
+    async def _run(
+        self, scope: asgi.Scope, body: bytes, response: SealedResponse, receive: asgi.Receive
+    ) -> None:
+        """The application answers; a client that leaves is told to it."""
+        delivered = False
+
+        async def inner_receive() -> asgi.Message:
+            nonlocal delivered
+            if not delivered:
+                delivered = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await response.over.wait()
+            return {"type": "http.disconnect"}
+
+        watcher = asyncio.create_task(_watch(receive, response))
+        try:
+            await self._app(scope, inner_receive, response.send)
+        except Exception as error:
+            if not response.gone.is_set():
+                _log.error("the application failed with %s", type(error).__name__)
+        finally:
+            watcher.cancel()
+            await response.stop()
+        if response.unsent and not response.gone.is_set():
+            response.forget()
+            await _answer_inside(response, problems.INTERNAL, "")
+        # What began and did not finish stays without a final chunk; the server then closes the connection.
+
+    def _keep_sweeping(self) -> None:
+        """Keys that are over are erased on time, with or without requests."""
+        if self._sweeping is None:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        try:
+            seconds = self._keyring.sweep()
+        except ChannelError:  # the ring was closed: nothing is left to erase
+            self._sweeping = None
+            return
+        self._sweeping = asyncio.get_running_loop().call_later(seconds, self._sweep)
+
+
+async def _watch(receive: asgi.Receive, response: SealedResponse) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    response.leave()
+
+
+async def _answer_inside(response: SealedResponse, problem: problems.Problem, detail: str) -> None:
+    fields = [(b"content-type", problems.PROBLEM_TYPE.encode("ascii"))]
+    await response.send({"type": "http.response.start", "status": problem.status, "headers": fields})
+    await response.send({"type": "http.response.body", "body": problems.encode_problem(problem, detail)})
+
+
+def _decode(message: bytes) -> tuple[bhttp.Request, bytes]:
+    decoder = bhttp.RequestDecoder()
+    head: bhttp.Request | None = None
+    parts = []
+    for event in (*decoder.feed(message), *decoder.finish()):
+        if isinstance(event, bhttp.Head):
+            head = event.message
+        elif isinstance(event, bhttp.BodyChunk):
+            parts.append(event.data)
+    if head is None:
+        raise FormatError("the sealed message holds no request")
+    return head, b"".join(parts)
+
+
+def _inner_scope(outer: asgi.Scope, request: bhttp.Request, body: bytes, key_id: int | None) -> asgi.Scope:
+    """The application's scope: every field from inside, ``state`` (the server's own) from the server."""
+    target, _, query = request.path.partition(b"?")
+    if not target.startswith(b"/"):
+        raise FormatError("the request's target is not a path")
+    if request.scheme not in (b"http", b"https"):
+        raise FormatError("the request's scheme is neither http nor https")
+    dropped = (b"content-length", padding.PADDING_HEADER, headers.REQUEST_ID_HEADER)
+    fields = [field for field in headers.across(request.headers) if field[0] not in dropped]
+    if request.authority and headers.first(fields, b"host") is None:
+        fields.insert(0, (b"host", request.authority))
+    fields.append((b"content-length", str(len(body)).encode("ascii")))
+    request_id = headers.first(request.headers, headers.REQUEST_ID_HEADER)
+    if request_id is not None:
+        if not headers.REQUEST_ID.match(request_id):
+            raise FormatError("cloister-request-id is not 32 lower-case hexadecimal digits")
+        fields.append((headers.REQUEST_ID_HEADER, request_id))
+    sealed = {"request_id": request_id.decode("ascii") if request_id else None, "key_id": key_id}
+    scope: asgi.Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": request.method.decode("ascii"),
+        "scheme": request.scheme.decode("ascii"),
+        "path": unquote_to_bytes(target).decode("utf-8", "replace"),
+        "raw_path": target,
+        "query_string": query,
+        "root_path": "",
+        "headers": fields,
+        "client": None,
+        "server": None,
+        "extensions": {headers.EXTENSION: sealed},
+    }
+    if "state" in outer:
+        scope["state"] = dict(outer["state"])
+    return scope

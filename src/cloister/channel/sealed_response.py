@@ -1,0 +1,164 @@
+"""The gateway's side of a sealed answer: what the application sends, padded, on a cadence, sealed in order.
+
+The first data goes out at once, and so does the first after a long pause. Otherwise writes are collected and sent
+at the ticks of a cadence, so that neither the size nor the moment of a token shows; the end goes out at once.
+An answer that its application does not finish gets no final chunk: the client sees that it was cut. Everything
+after the client has left is refused (OSError, as ASGI 2.4 says), so that applications stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from cloister.channel import bhttp, headers, padding
+from cloister.channel.asgi import Message, Send
+from cloister.channel.ohttp import CHUNKED_RESPONSE_TYPE, RESPONSE_TYPE, ResponseSealer
+from cloister.errors import OversizedChunk
+
+DEFAULT_CADENCE = 0.025
+"""Seconds between two flushes."""
+GRACE = 0.002
+"""Seconds that "at once" waits for what an application writes in the same breath, such as role and first token."""
+PAUSE = 10
+"""Ticks without data after which the cadence begins anew."""
+HIGH_WATER = 64 * 1024
+"""Bytes that are collected before a write waits for the network."""
+MAX_UNCHUNKED = 1 << 20
+"""Bytes of an answer in RFC 9458's form, which is one chunk."""
+
+
+class SealedResponse:
+    """The ``send`` of one dispatched request. Lives in one event loop."""
+
+    def __init__(self, send: Send, sealer: ResponseSealer, *, padded: bool, cadence: float) -> None:
+        self.started = False
+        """Whether the application has begun its answer."""
+        self.finished = False
+        self.gone = asyncio.Event()
+        """Set when the client has left."""
+        self.over = asyncio.Event()
+        """Set when the client has left or has the whole answer: nothing more can be received."""
+        self._send = send
+        self._sealer = sealer
+        self._padded = padded
+        self._cadence = cadence
+        self._composer: padding.ResponseComposer | None = None
+        self._pending = bytearray()
+        self._opened = False
+        self._origin = 0.0
+        self._flushed = 0.0
+        self._flusher: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+
+    async def send(self, message: Message) -> None:
+        """The application's ``send``."""
+        if self.gone.is_set():
+            raise OSError("the client has left")
+        if message["type"] == "http.response.start":
+            self._start(message)
+        elif message["type"] == "http.response.body":
+            await self._write(message.get("body", b""), final=not message.get("more_body", False))
+
+    def leave(self) -> None:
+        """The client has left."""
+        self.gone.set()
+        self.over.set()
+
+    async def stop(self) -> None:
+        """No flush runs after this."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+            await asyncio.gather(self._flusher, return_exceptions=True)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether nothing of an answer has left yet."""
+        return not self._opened
+
+    def forget(self) -> None:
+        """Drop an unsent answer, so that another can be given in its place. Call :meth:`stop` before."""
+        if self._opened:
+            raise RuntimeError("part of the answer has left already")
+        self.started = False
+        self._composer = None
+        self._pending.clear()
+
+    def _start(self, message: Message) -> None:
+        if self.started:
+            raise RuntimeError("the application began its answer twice")
+        fields = headers.across((bytes(name), bytes(value)) for name, value in message.get("headers", ()))
+        if self._padded:
+            kept = tuple(field for field in fields if field[0] != b"content-length")
+            fields = (*kept, (padding.PADDING_HEADER, padding.PADDING_VERSION))
+        head = bhttp.response_head(bhttp.Response(status=message["status"], headers=fields))
+        self._composer = padding.ResponseComposer(head, padded=self._padded)
+        self.started = True
+
+    async def _write(self, data: bytes, *, final: bool) -> None:
+        if self._composer is None or self.finished:
+            raise RuntimeError("the application sent a body outside of its answer")
+        self._pending += data
+        if not self._sealer.chunked:
+            if len(self._pending) > MAX_UNCHUNKED:
+                raise OversizedChunk(f"an answer in one chunk is over {MAX_UNCHUNKED} bytes")
+            if final:
+                await self._flush(final=True)
+        elif final or len(self._pending) > HIGH_WATER:
+            await self._flush(final=final)
+        elif data and (self._flusher is None or self._flusher.done()):
+            self._flusher = asyncio.create_task(self._tick())
+
+    async def _tick(self) -> None:
+        """Flush at the next ticks until nothing is left; what is written during a flush waits for another."""
+        while self._pending and not self.finished:
+            await asyncio.sleep(self._until_next())
+            try:
+                await self._flush(final=False)
+            except OSError:  # the server knows before us that the client has left
+                self.leave()
+                return
+
+    def _until_next(self) -> float:
+        now = asyncio.get_running_loop().time()
+        if not self._opened or now - self._flushed > PAUSE * self._cadence:
+            self._origin = now + GRACE
+            return GRACE
+        return self._cadence - (now - self._origin) % self._cadence
+
+    async def _flush(self, *, final: bool) -> None:
+        async with self._turn:
+            if self.finished:
+                return
+            data = bytes(self._pending)
+            self._pending.clear()
+            if not data and not final:
+                return
+            self.finished = final
+            composer = self._composer
+            assert composer is not None  # noqa: S101 -- _write checked it
+            plaintexts = composer.compose(data, final=final)
+            if not self._sealer.chunked:
+                plaintexts = [b"".join(plaintexts)]
+            last = len(plaintexts) - 1
+            body = b"".join(
+                self._sealer.seal(plaintext, final=final and number == last)
+                for number, plaintext in enumerate(plaintexts)
+            )
+            self._flushed = asyncio.get_running_loop().time()
+            if not self._opened:
+                self._opened = True
+                await self._send(self._outer_start())
+                body = self._sealer.header + body
+            await self._send({"type": "http.response.body", "body": body, "more_body": not final})
+            if final:
+                self.over.set()
+
+    def _outer_start(self) -> Message:
+        media_type = CHUNKED_RESPONSE_TYPE if self._sealer.chunked else RESPONSE_TYPE
+        fields = [
+            (b"content-type", media_type.encode("ascii")),
+            (b"cache-control", b"no-store"),
+            (b"incremental", b"?1"),
+            (b"x-accel-buffering", b"no"),  # nginx would otherwise collect the stream
+        ]
+        return {"type": "http.response.start", "status": 200, "headers": fields}
