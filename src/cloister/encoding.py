@@ -10,6 +10,8 @@ import base64
 import binascii
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -48,21 +50,30 @@ def convert(value: object, kind: type[T], *, what: str) -> T:
 
 def parse_json(data: bytes | str, *, what: str, limit: int = 1 << 20) -> Any:
     """Parse strict JSON (RFC 8259 and I-JSON, RFC 7493: no duplicate names, no unsafe integers)."""
-    if len(data) > limit:
-        raise FormatError(f"{what} is {len(data)} bytes long, over its bound of {limit}")
+    size = len(data.encode("utf-8", "surrogatepass")) if isinstance(data, str) else len(data)
+    if size > limit:
+        raise FormatError(f"{what} is {size} bytes long, over its bound of {limit}")
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
     except UnicodeDecodeError:
         raise FormatError(f"{what} is not UTF-8") from None
     _check_depth(text, what)
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique(what), parse_constant=_no_constant(what), parse_int=_integer(what)
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique(what),
+            parse_constant=_no_constant(what),
+            parse_int=_integer(what),
+            parse_float=_finite(what),
         )
     except json.JSONDecodeError as error:
         raise FormatError(
             f"{what} is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
         ) from None
+    # Half of a surrogate pair is no text (RFC 7493, section 2.1); only an escape or a str can smuggle it in.
+    if isinstance(data, str) or "\\ud" in text.lower():
+        _no_surrogates(value, what)
+    return value
 
 
 def encode_json(value: object) -> bytes:
@@ -73,9 +84,11 @@ def encode_json(value: object) -> bytes:
     plain = msgspec.to_builtins(value, str_keys=True)
     _no_floats(plain)
     # RFC 8785 sorts by UTF-16 code units; for names inside the basic plane that is Python's own order.
-    return json.dumps(
-        plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise FormatError("canonical JSON here has no lone surrogates") from None
 
 
 def labelled_hash(label: str, *parts: bytes, algorithm: str = "sha256") -> bytes:
@@ -128,33 +141,36 @@ def decode_cbor(data: bytes, *, what: str, limit: int = 1 << 20) -> Any:
         raise FormatError(f"{what} is {len(data)} bytes long, over its bound of {limit}")
     try:
         value = cbor2.loads(data)
+        # Re-encoding canonically shows duplicates, trailing bytes and non-minimal lengths at once.
+        again = cbor2.dumps(value, canonical=True)
     except (cbor2.CBORError, ValueError, TypeError, RecursionError, MemoryError, OverflowError) as error:
         raise FormatError(f"{what} is not CBOR ({type(error).__name__})") from None
-    # Re-encoding canonically shows duplicates, trailing bytes and non-minimal lengths at once.
-    if cbor2.dumps(value, canonical=True) != data:
+    if again != data:
         raise FormatError(f"{what} is not deterministic CBOR (RFC 8949, section 4.2)")
+    _no_infinities(value, what)
     return value
+
+
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
 def _check_depth(text: str, what: str) -> None:
     depth = 0
-    in_string = escaped = False
-    for char in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
+    for match in _STRING_OR_BRACKET.finditer(text):
+        char = text[match.start()]
+        if char in "[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise FormatError(f"{what} is nested deeper than {MAX_DEPTH}")
         elif char in "]}":
             depth -= 1
+
+
+def _no_surrogates(value: object, what: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise FormatError(f"{what} holds a lone surrogate (RFC 7493)") from None
 
 
 def _unique(what: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
@@ -181,6 +197,27 @@ def _integer(what: str) -> Callable[[str], int]:
         return int(digits)
 
     return hook
+
+
+def _finite(what: str) -> Callable[[str], float]:
+    def hook(digits: str) -> float:
+        if not math.isfinite(float(digits)):
+            raise FormatError(f"{what} holds a number beyond every bound")
+        return float(digits)
+
+    return hook
+
+
+def _no_infinities(value: object, what: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FormatError(f"{what} holds a number that is not finite")
+    if isinstance(value, dict):
+        for key, item in cast(dict[object, object], value).items():
+            _no_infinities(key, what)
+            _no_infinities(item, what)
+    elif isinstance(value, (list, tuple)):
+        for item in cast(list[object], value):
+            _no_infinities(item, what)
 
 
 def _no_floats(value: object) -> None:

@@ -46,7 +46,7 @@ def _root(hashes: Sequence[bytes]) -> bytes:
 
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     """The audit path of leaf ``index``, lowest sibling first (RFC 6962, section 2.1.1)."""
-    if not 0 <= index < len(leaves):
+    if not 0 <= index < len(leaves) <= MAX_LEAVES:
         raise FormatError(f"there is no leaf {index} in a tree of {len(leaves)}")
     return tuple(_path([leaf_hash(leaf) for leaf in leaves], index))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from cloister.encoding import Record, decode_json, encode_json
+from cloister.encoding import Record, decode_json, encode_json, from_hex
 from cloister.errors import FormatError
 
 FORMAT: Final = "cloister/key-material/v1"
@@ -36,6 +36,8 @@ def parse_key_material(data: bytes) -> KeyMaterial:
         raise FormatError("key material names no key")
     if not 1 <= len(material.replica) <= 128:
         raise FormatError("key material names no replica (1 to 128 characters)")
+    if material.tls_spki_sha256 is not None:
+        from_hex(material.tls_spki_sha256, 32, what="tls_spki_sha256 of the key material")
     return material
 
 

@@ -1,0 +1,173 @@
+"""Intel SGX and TDX quotes: is this quote genuine, at ``now``, under this root?
+
+The chain, signatures, revocation, TCB levels and QE identity are checked by dcap-qvl, always under one of its
+policies (its ``verify()`` accepts every TCB status but Revoked, so it is never used). Around it stand our own
+strict parser, the choice of the root, the time window, and a comparison of both parsers' reading. Whatever goes
+wrong in there comes out as one of our errors. No measurement and no report data is judged here: see appraisal.
+
+The numbers are those of docs/spec/policy.md; checks 1, 2 and 12 to 16 belong to appraisal.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from cloister.endorsements.intel import parse_collateral
+from cloister.endorsements.roots import Root
+from cloister.errors import AppraisalRefused, EndorsementError, VerificationError
+from cloister.evidence.quote import Quote, parse_quote
+from cloister.evidence.tdx import TdReport
+from cloister.verifier.claims import Check, Claims
+from cloister.verifier.dcap import Verdict, run_dcap
+from cloister.verifier.rules import TCB_STATUSES, IntelRules
+
+MAX_TIME = 1 << 40
+
+_log = logging.getLogger("cloister.verifier")
+_announced = threading.Event()
+
+
+def verify(quote: bytes, collateral: bytes, *, root: Root, now: int, rules: IntelRules) -> Claims:
+    """Verify ``quote`` against ``collateral`` (dcap-qvl's JSON) under ``root`` at ``now`` (Unix seconds).
+
+    Raises :class:`~cloister.errors.EvidenceError` (not a quote), :class:`~cloister.errors.EndorsementError`
+    (collateral missing, malformed, expired or of another platform), :class:`~cloister.errors.VerificationError`
+    (not genuine, revoked, debug) or :class:`~cloister.errors.AppraisalRefused` (genuine, but outside ``rules``).
+    """
+    if not 0 <= now <= MAX_TIME:
+        raise EndorsementError(f"{now} is no time", todo="give Unix seconds")
+    # 3. The quote has exactly the form of its version.
+    parsed = parse_quote(quote)
+    # 4. Never debug. Before the signature on purpose: the reason is clearer, and altering the bit only refuses more.
+    if parsed.debug:
+        raise VerificationError(
+            "the workload runs in debug mode: its memory can be read from outside",
+            todo="build and launch it without debug; no policy accepts this",
+        )
+    # 5. The chain ends in the root that the policy names, and that certificate alone is the trust anchor.
+    anchor = root.require(parsed.signature.certificates[-1])
+    document = parse_collateral(collateral)
+    # 6. to 11. are dcap-qvl's, under a policy; the outcomes are then looked at once more.
+    verdict = run_dcap(parsed, document, anchor=anchor, now=now, rules=rules)
+    _window(verdict, now)
+    _same_reading(parsed, verdict)
+    _rules_hold(parsed, verdict, rules)
+    if root.simulated:
+        _announce(root)
+    return _claims(parsed, verdict, root)
+
+
+def _window(verdict: Verdict, now: int) -> None:
+    # 6. dcap-qvl refuses what has expired, but not a CRL from the future (webpki ignores thisUpdate).
+    if verdict.issued_at > now:
+        raise EndorsementError(
+            f"collateral was issued at {verdict.issued_at}, after now ({now})",
+            todo="set the clock, or fetch collateral of the time in question",
+        )
+    if verdict.expires <= now:
+        raise EndorsementError(
+            f"collateral expired at {verdict.expires} (now is {now})", todo="fetch the collateral again"
+        )
+
+
+def _same_reading(quote: Quote, verdict: Verdict) -> None:
+    # 7. The signature covers what dcap-qvl read; we go on with what we read: both must be the same.
+    report = quote.report
+    expected = {"report_data": report.report_data}
+    if isinstance(report, TdReport):
+        expected |= {"mr_td": report.mrtd, "td_attributes": report.td_attributes}
+        expected |= {f"rt_mr{number}": getattr(report, f"rtmr{number}") for number in range(4)}
+        if report.mr_service_td is not None:
+            expected["mr_service_td"] = report.mr_service_td
+    else:
+        expected |= {"mr_enclave": report.mrenclave, "mr_signer": report.mrsigner}
+        expected |= {"attributes": report.attributes}
+    for name, value in expected.items():
+        if verdict.report.get(name) != value.hex():
+            raise VerificationError(f"two readings of the quote disagree about {name}")
+
+
+def _rules_hold(quote: Quote, verdict: Verdict, rules: IntelRules) -> None:
+    # 9. and 10. again: a change of dcap-qvl's defaults must not widen what a policy accepts.
+    if verdict.status not in rules.accepted_statuses or verdict.status not in TCB_STATUSES:
+        raise AppraisalRefused(f"TCB status {verdict.status} is not accepted by the policy")
+    if verdict.evaluation_number < rules.min_tcb_evaluation_number:
+        raise AppraisalRefused(
+            f"TCB evaluation number {verdict.evaluation_number} is below {rules.min_tcb_evaluation_number}"
+        )
+    # 11. The TDX module is Intel's own: a signer other than all zeros is a module of someone else.
+    if isinstance(quote.report, TdReport) and (
+        quote.report.mr_signer_seam.strip(b"\0") or quote.report.seam_attributes.strip(b"\0")
+    ):
+        raise VerificationError("the TDX module was not signed by Intel, or is a debug module")
+
+
+def _claims(quote: Quote, verdict: Verdict, root: Root) -> Claims:
+    report = quote.report
+    details = {
+        "quote_version": str(quote.header.version),
+        "fmspc": verdict.fmspc,
+        "ppid": verdict.ppid,
+        "sgx_type": str(verdict.sgx_type),
+        "dynamic_platform": verdict.dynamic_platform,
+        "cached_keys": verdict.cached_keys,
+        "smt_enabled": verdict.smt_enabled,
+        "tcb_date": verdict.tcb_date,
+        "qe_tcb_status": verdict.qe_status,
+    }
+    if isinstance(report, TdReport):
+        names = ("td_attributes", "xfam", "tee_tcb_svn", "mr_seam", "mr_config_id", "mr_owner")
+        details |= {name: getattr(report, name).hex() for name in (*names, "mr_owner_config")}
+        details["mr_service_td"] = report.service_td.hex()
+        form = f"TDX quote, version {quote.header.version}"
+        platform = f"TD attributes {report.td_attributes.hex()}"
+    else:
+        details |= {"attributes": report.attributes.hex(), "cpu_svn": report.cpu_svn.hex()}
+        details |= {"isv_prod_id": str(report.isv_prod_id), "isv_svn": str(report.isv_svn)}
+        details |= {"config_id": report.config_id.hex(), "config_svn": str(report.config_svn)}
+        form = f"SGX quote, version {quote.header.version}"
+        platform = f"enclave attributes {report.attributes.hex()}"
+    advisories = ", ".join(verdict.advisory_ids) or "no advisory"
+    checks = (
+        Check(3, "quote form", form),
+        Check(4, "debug", "off"),
+        Check(5, "trust root", f"{root.name}, SHA-256 {root.sha256[:16]}…"),
+        Check(6, "collateral validity", f"issued {verdict.issued_at}, expires {verdict.expires}"),
+        Check(7, "chain, revocation and signatures", f"PCK certificate of FMSPC {verdict.fmspc}"),
+        Check(8, "quoting enclave identity", f"{verdict.qe_status}, ISV SVN {verdict.qe_isv_svn}"),
+        Check(9, "TCB status", f"{verdict.status}, {advisories}"),
+        Check(10, "TCB evaluation number", str(verdict.evaluation_number)),
+        Check(
+            11,
+            "platform",
+            f"{platform}; dynamic {verdict.dynamic_platform}, cached keys {verdict.cached_keys}, "
+            f"SMT {verdict.smt_enabled}",
+        ),
+    )
+    return Claims(
+        tee=quote.tee,
+        root_sha256=root.sha256,
+        simulated=root.simulated,
+        measurements=quote.measurements,
+        report_data=quote.report_data,
+        debug=quote.debug,
+        tcb_status=verdict.status,
+        advisory_ids=verdict.advisory_ids,
+        tcb_evaluation_number=verdict.evaluation_number,
+        issued_at=verdict.issued_at,
+        collateral_expires=verdict.expires,
+        details=details,
+        checks=checks,
+    )
+
+
+def _announce(root: Root) -> None:
+    """Loudly, once per process: whoever reads the log must not take this for hardware."""
+    if not _announced.is_set():
+        _announced.set()
+        _log.warning(
+            "SIMULATED TEE ACCEPTED: the policy names simulated root %s. No hardware protects this workload; "
+            "never use this for real data.",
+            root.sha256,
+        )
