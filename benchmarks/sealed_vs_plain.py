@@ -28,8 +28,6 @@ import dcap_qvl
 import httpx2
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from deployment import deployment
-from random_model import write as write_random_model
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -41,6 +39,8 @@ from cloister.encoding import b64url_encode
 from cloister.evidence.bundle import parse_bundle
 from cloister.evidence.key_material import parse_key_material
 from cloister.inference.demo_model import demo_model
+from deployment import deployment
+from random_model import write as write_random_model
 
 T_95 = {
     2: 12.706,

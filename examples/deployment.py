@@ -206,7 +206,9 @@ class Deployment:
     def start_inference(self, broker_url: str, *extra: str | Path, log: str = "inference.log") -> Service:
         return self.start_with([*self.measured_options(), *extra], broker_url, log)
 
-    def start_with(self, options: Sequence[str | Path], broker_url: str, log: str, port: str = "0") -> Service:
+    def start_with(
+        self, options: Sequence[str | Path], broker_url: str, log: str, port: str = "0"
+    ) -> Service:
         """Start `cloister serve` with these options, whatever they are."""
         words = ["serve", *options, "--broker", broker_url, "--simulated-tee", self.tee, "--port", port]
         service = start_service(words, self.root / log)

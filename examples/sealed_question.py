@@ -18,8 +18,6 @@ from urllib.parse import urlsplit
 
 import httpx2
 import openai
-from deployment import KEY_URI, CommandFailedError, Deployment, deployment
-from recording_proxy import RecordingProxy, split_requests
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -27,6 +25,8 @@ from rich.table import Table
 import cloister
 from cloister.errors import CloisterError
 from cloister.inference.demo_model import demo_model
+from deployment import KEY_URI, CommandFailedError, Deployment, deployment
+from recording_proxy import RecordingProxy, split_requests
 
 QUESTION = "What are the symptoms of diabetes?"
 console = Console(highlight=False)
@@ -62,7 +62,9 @@ def main() -> None:
         except KeyboardInterrupt:
             console.print("\nstopped")
             sys.exit(130)
-    console.print(f"\n[dim]{time.monotonic() - began:.1f} s, all processes stopped. What was made is kept in {it.root}.[/]")
+    console.print(
+        f"\n[dim]{time.monotonic() - began:.1f} s, all processes stopped. What was made is kept in {it.root}.[/]"
+    )
 
 
 def run(it: Deployment, question: str) -> None:
@@ -163,7 +165,9 @@ def ask(it: Deployment, http: cloister.SealedClient, url: str, question: str) ->
             tokens = chunk.usage.completion_tokens
     console.print()
     took = time.monotonic() - began
-    fact(f"[dim]first words after {1000 * (first - began):.0f} ms, {tokens} tokens in {took:.1f} s; not medical advice[/]")
+    fact(
+        f"[dim]first words after {1000 * (first - began):.0f} ms, {tokens} tokens in {took:.1f} s; not medical advice[/]"
+    )
 
 
 def show_network(network: RecordingProxy, question: str) -> tuple[bytes, bytes]:
@@ -193,7 +197,9 @@ def attack_tampered_model(it: Deployment, broker_url: str) -> None:
     tampered = it.root / "host" / "tampered.sealed"
     shutil.rmtree(tampered, ignore_errors=True)
     shutil.copytree(it.sealed, tampered)
-    largest = max((path for path in tampered.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest = max(
+        (path for path in tampered.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
     with largest.open("r+b") as file:
         file.seek(largest.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -215,7 +221,9 @@ def attack_other_measurement(it: Deployment, broker_url: str) -> None:
     try:
         it.start_with([*it.measured_options(), "--context", "256"], broker_url, "other.log")
     except CommandFailedError as error:
-        refused("another workload (other configuration) asks for the key", f"{error.line} (exit {error.code})")
+        refused(
+            "another workload (other configuration) asks for the key", f"{error.line} (exit {error.code})"
+        )
     else:
         raise AssertionError("a key was released to another measurement")
 
@@ -229,7 +237,9 @@ def attack_replay(url: str, captured: tuple[bytes, bytes]) -> None:
     answer = httpx2.post(f"{url}/.well-known/ohttp-gateway", content=body, headers=again)
     assert answer.status_code >= 400, "a replayed request was answered"
     problem = answer.json()
-    refused("the recorded request is sent again", f"{answer.status_code} {problem['title']} ({problem['type']})")
+    refused(
+        "the recorded request is sent again", f"{answer.status_code} {problem['title']} ({problem['type']})"
+    )
 
 
 if __name__ == "__main__":

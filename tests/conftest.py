@@ -6,6 +6,7 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+
 from shared_data import MISSING, SHARED
 
 settings.register_profile(

@@ -37,9 +37,15 @@ def test_the_house_keeps_its_layers(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        pytest.param("evidence/bundle.py", "import cloister.verifier.claims", id="evidence imports its verifier"),
-        pytest.param("verifier/claims.py", "import cloister.appraisal.result", id="verifier imports appraisal"),
-        pytest.param("sealing/__init__.py", "import cloister.channel", id="two rooms of one layer know each other"),
+        pytest.param(
+            "evidence/bundle.py", "import cloister.verifier.claims", id="evidence imports its verifier"
+        ),
+        pytest.param(
+            "verifier/claims.py", "import cloister.appraisal.result", id="verifier imports appraisal"
+        ),
+        pytest.param(
+            "sealing/__init__.py", "import cloister.channel", id="two rooms of one layer know each other"
+        ),
         pytest.param("errors.py", "import cloister.encoding", id="the bottom imports anything"),
         pytest.param("channel/__init__.py", "import cloister.cli", id="a room imports the command line"),
     ],

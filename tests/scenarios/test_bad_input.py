@@ -9,11 +9,11 @@ from pathlib import Path
 
 import openai
 import pytest
-from deployment import KEY_URI, CommandFailedError, Deployment, cloister, deployment
 
 import cloister as package
 from cloister.errors import AppraisalRefused, NetworkError, PolicyError
 from cloister.inference.demo_model import demo_model
+from deployment import KEY_URI, CommandFailedError, Deployment, cloister, deployment
 
 USAGE, VERIFICATION, NETWORK, POLICY = 2, 3, 4, 5
 

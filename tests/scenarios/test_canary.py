@@ -14,11 +14,11 @@ from pathlib import Path
 
 import openai
 import pytest
-from deployment import Deployment, deployment
 
 import cloister
 from cloister.inference.demo_model import demo_model
 from cloister.sealing.key_file import read_key
+from deployment import Deployment, deployment
 from loopback import LoopbackCapture
 
 

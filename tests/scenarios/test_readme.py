@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from deployment import secret
 
 from cloister.inference.demo_model import demo_model
+from deployment import secret
 
 PROJECT = Path(__file__).resolve().parents[2]
 README = (PROJECT / "README.md").read_text()

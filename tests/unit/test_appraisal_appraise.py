@@ -392,7 +392,7 @@ def test_collateral_can_be_given_in_place_of_what_travelled() -> None:
     assert judge(bundle(endorsements=b"junk"), collateral=own).keys == KEYS
 
 
-def test_a_result_cannot_be_made_by_hand() -> None:
+def test_a_result_cannot_be_made_or_changed_by_hand() -> None:
     claims = judge(bundle()).claims
     with pytest.raises(TypeError, match="never by hand"):
         AttestationResult(
@@ -400,6 +400,9 @@ def test_a_result_cannot_be_made_by_hand() -> None:
         )
     with pytest.raises(dataclasses.FrozenInstanceError):
         judge(bundle()).keys = b"attacker"  # type: ignore[misc]
+    for change in ({"keys": b"attacker"}, {"expires": 1 << 40}, {"claims": dataclasses.replace(claims)}):
+        with pytest.raises(TypeError, match="never by hand"):
+            dataclasses.replace(judge(bundle()), **change)
 
 
 @given(st.data())

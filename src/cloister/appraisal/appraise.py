@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from cloister.appraisal.policy import TDX_MEASUREMENTS, Policy, SgxReference, TdxReference, Values
-from cloister.appraisal.result import _APPRAISED, AttestationResult
+from cloister.appraisal.result import Appraised, AttestationResult
 from cloister.errors import AppraisalRefused, EventLogMismatch, EvidenceError
 from cloister.evidence.binding import check_binding, check_nonce
 from cloister.evidence.bundle import EvidenceBundle
@@ -82,14 +82,15 @@ def appraise(
     ends = [claims.collateral_expires, now + policy.max_age_seconds]
     expires = min(ends if keys_end is None else [*ends, keys_end])
     checks.append(Check(16, "freshness", f"the result stands for {expires - now} s"))
+    claims = replace(claims, checks=tuple(checks))
     return AttestationResult(
         keys=keys,
-        claims=replace(claims, checks=tuple(checks)),
+        claims=claims,
         policy_digest=policy.digest,
         verified_at=now,
         expires=expires,
         checks=tuple(checks),
-        _seal=_APPRAISED,
+        _seal=Appraised(keys, claims, expires),
     )
 
 

@@ -14,7 +14,18 @@ from cloister.verifier.claims import Check, Claims
 
 K = TypeVar("K")
 
-_APPRAISED = object()
+
+class Appraised:
+    """What `appraise()` puts into a result: it vouches for these keys, claims and this end, and no others."""
+
+    __slots__ = ("_claims", "_expires", "_keys")
+
+    def __init__(self, keys: object, claims: Claims, expires: int) -> None:
+        self._keys, self._claims, self._expires = keys, claims, expires
+
+    def vouches_for(self, keys: object, claims: Claims, expires: int) -> bool:
+        """By identity: a copy with something exchanged is no result."""
+        return self._keys is keys and self._claims is claims and self._expires == expires
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +44,10 @@ class AttestationResult(Generic[K]):
     expires: int
     """The earliest of the keys' end, the collateral's next update and the policy's maximum age."""
     checks: tuple[Check, ...]
-    _seal: object = field(repr=False, compare=False, default=None)
+    _seal: Appraised | None = field(repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        if self._seal is not _APPRAISED:
+        if self._seal is None or not self._seal.vouches_for(self.keys, self.claims, self.expires):
             raise TypeError("an AttestationResult is made by appraise(), never by hand")
 
     def require_fresh(self, now: int) -> K:

@@ -71,7 +71,9 @@ def broker(simulated_tee: SimulatedOption = None, out: OutOption = None, as_json
     _write(broker_events(), simulated_tee, out, as_json)
 
 
-def _write(events: Sequence[LaunchEvent], simulated_tee: Path | None, out: Path | None, as_json: bool) -> None:
+def _write(
+    events: Sequence[LaunchEvent], simulated_tee: Path | None, out: Path | None, as_json: bool
+) -> None:
     import json
 
     from cloister.appraisal.draft import draft_policy
@@ -90,6 +92,8 @@ def _write(events: Sequence[LaunchEvent], simulated_tee: Path | None, out: Path 
     if out is not None:
         out.write_text(text)
     if as_json:
-        typer.echo(json.dumps({"policy": text, "events": {event.name: event.payload.hex() for event in events}}))
+        typer.echo(
+            json.dumps({"policy": text, "events": {event.name: event.payload.hex() for event in events}})
+        )
     elif out is None:
         typer.echo(text, nl=False)

@@ -40,7 +40,8 @@ def open_platform(directory: Path | None, *, quiet: bool = False) -> SimulatedPl
 def take_port(host: str, port: int) -> socket.socket:
     """Bind now and listen later, so that an occupied port costs nothing. Raises :class:`NetworkError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named: asyncio turns Nagle's algorithm off only for sockets that say they are TCP.
+    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((host, port))
