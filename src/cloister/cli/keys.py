@@ -27,7 +27,7 @@ def new(
         SigningKey.create(file)
     else:
         create_key(file)
-    _show(file, as_json=as_json)
+    _show(file, as_json=as_json, made=True)
 
 
 @app.command()
@@ -39,7 +39,7 @@ def show(
     _show(file, as_json=as_json)
 
 
-def _show(file: Path, *, as_json: bool) -> None:
+def _show(file: Path, *, as_json: bool, made: bool = False) -> None:
     from cloister.sealing.key_file import SIGNING_KIND, key_fingerprint, read_key, read_kind
     from cloister.sealing.signing import SigningKey
 
@@ -51,6 +51,7 @@ def _show(file: Path, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"file": str(file), "kind": kind, name: value}))
     else:
-        # The value alone on standard output, so that `$(cloister keys show index.key)` is an argument.
-        typer.echo(f"{file}: {kind}, {name.replace('_', ' ')}:", err=True)
+        if made:
+            typer.echo(f"{file}: {kind}, {name.replace('_', ' ')}")
+        # Shown alone, so that `--index-signer $(cloister keys show index.key)` can be typed.
         typer.echo(value)
