@@ -1,18 +1,20 @@
 # make demo   a sealed question to a sealed model, as separate processes on this machine
 # make test   everything that CI runs: lint, types, layers, unit, property, vectors, contracts, scenarios
 # make bench  sealed against plain, interleaved pairs in one run
+# make fuzz   the properties and parsers with many more examples (EXAMPLES=5000), bounded to half an hour
 # Each does its own set-up, and is quick the second time.
 
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 QUESTION ?=
+EXAMPLES ?= 5000
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint unit bench test-browser train clean help
+.PHONY: demo test lint unit bench fuzz train clean help
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 $(VENV)/.demo-ready: pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh demo
@@ -37,6 +39,9 @@ test: lint
 
 bench: $(VENV)/.test-ready
 	@$(BIN)/python benchmarks/sealed_vs_plain.py
+
+fuzz: $(VENV)/.test-ready
+	@CLOISTER_EXAMPLES=$(EXAMPLES) timeout 1800 $(BIN)/pytest tests/property tests/unit tests/vectors --timeout 1800 -m "not npm" $(PYTEST_ARGS)
 
 train: $(VENV)/.test-ready
 	@$(BIN)/python scripts/train_demo_model.py

@@ -11,7 +11,7 @@ from shared_data import MISSING, SHARED
 
 settings.register_profile(
     "cloister",
-    max_examples=100 if os.environ.get("CI") == "true" else 50,
+    max_examples=int(os.environ.get("CLOISTER_EXAMPLES", "100" if os.environ.get("CI") == "true" else "50")),
     deadline=None,  # the machine is shared: a slow example is not a wrong one
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,

@@ -88,9 +88,3 @@ def test_the_readme_leads_from_nothing_to_an_answer(tmp_path: Path) -> None:
     finally:
         os.killpg(shell.pid, signal.SIGTERM)
         shell.wait(20)
-
-
-def test_every_file_that_the_readme_links_to_exists() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    assert links
-    assert [link for link in links if not (PROJECT / link).exists()] == []
