@@ -130,9 +130,10 @@ def measured(launch: tuple[LaunchEvent, ...] = EVENTS) -> dict[str, Any]:
 
 
 def only(**pins: Any) -> Policy:
-    """A TDX policy that pins what is named and says "any" to the rest."""
+    """A TDX policy that pins the firmware and what is named, and says "any" to the rest."""
     names = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
     events = pins.pop("events", ())
+    pins = {"mrtd": measured()["mrtd"], **pins}
     return policy.__wrapped__(measurements={name: pins.get(name, "any") for name in names}, events=events)
 
 

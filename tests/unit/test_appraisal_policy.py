@@ -150,6 +150,14 @@ BAD = {
         HEAD + "[tdx]\n" + "".join(f'{name} = "any"\n' for name in ("mrtd", *(f"rtmr{i}" for i in range(4)))),
         "every trust domain in the world",
     ),
+    "firmware-unpinned": (replaced(f'mrtd = ["{A}", "{B}"]', 'mrtd = "any"'), "(line 6): mrtd"),
+    "events-alone": (
+        HEAD
+        + "[tdx]\n"
+        + "".join(f'{name} = "any"\n' for name in ("mrtd", *(f"rtmr{i}" for i in range(4))))
+        + EVENTS,
+        "every trust domain in the world",
+    ),
     "event-without-payload": (replaced(f'["{E32}"]', "[]"), "cloister.config is an empty list"),
     "event-payload-not-hex": (replaced(f'["{E32}"]', '["xy"]'), "cloister.config"),
     "event-payload-of-odd-length": (replaced(f'["{E32}"]', '["abc"]'), "cloister.config"),

@@ -123,6 +123,16 @@ def test_a_log_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         AuditLog(tmp_path / "nowhere").append(FACT, NOW)
 
 
+def test_a_log_that_is_a_link_takes_no_line(log: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"a last line without its end")
+    log.unlink()
+    log.symlink_to(victim)
+    with pytest.raises(AuditDamaged):
+        AuditLog(tmp_path).append(FACT, NOW)
+    assert victim.read_bytes() == b"a last line without its end"
+
+
 def test_many_writers_keep_one_chain(tmp_path: Path) -> None:
     def write() -> None:
         audit = AuditLog(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from broker_parts import NOW, PATH, platform, policy_for, workload
@@ -58,6 +60,11 @@ def test_the_rule_of_another_resource_releases_nothing() -> None:
 def test_a_result_under_another_policy_releases_nothing(other: Policy) -> None:
     with pytest.raises(ReleaseRefused, match="another policy"):
         release(Rule(PATH, other), PATH, _result(), now=NOW)
+
+
+def test_a_result_passed_off_under_another_policy_is_no_result() -> None:
+    with pytest.raises(TypeError, match="never by hand"):
+        dataclasses.replace(_result(), policy_digest=_policy(b"other").digest)
 
 
 def test_an_ended_result_releases_nothing() -> None:

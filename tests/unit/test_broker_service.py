@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from broker_parts import NOW, PATH, SECRET, URI, Attempt, Bench, attested, workload
-from cloister.broker import protocol
+from broker_parts import NOW, PATH, SECRET, URI, Attempt, Bench, attested, policy_for, workload
+from cloister.appraisal.policy import load_policy
+from cloister.broker import administration, protocol
 from cloister.broker.audit import FILE, AuditDamaged, verify
 from cloister.broker.jwe import TeeKeyPair
 from cloister.broker.release import NoRule
 from cloister.broker.service import AttestationRefused
 from cloister.broker.session import CHALLENGE_SECONDS, SESSION_SECONDS
-from cloister.broker.store import MAX_POLICIES
+from cloister.broker.store import MAX_POLICIES, Kind
 from cloister.encoding import encode_json
 from cloister.errors import (
     CloisterError,
@@ -30,6 +31,8 @@ from cloister.errors import (
     UnknownResource,
     UsageError,
 )
+
+URGENT = "models/key/urgent"
 
 
 @pytest.fixture
@@ -88,6 +91,44 @@ def test_a_changed_rule_holds_for_sessions_that_are_open(bench: Bench) -> None:
     bench.allow(workload(b"the next release"))
     with pytest.raises(ReleaseRefused):
         attempt.get()
+
+
+def test_a_rule_narrowed_during_a_request_holds_for_the_resource_that_replaced_the_old_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, get = attested(bench, workload()), bench.store.get
+
+    def between(kind: Kind, path: str) -> bytes | None:
+        """The owner acts between the rule that is read and the resource that is read."""
+        if kind == "resource":
+            monkeypatch.undo()
+            bench.allow(workload(b"the next release"))
+            bench.put(content=b"N" * 32)
+        return get(kind, path)
+
+    monkeypatch.setattr(bench.store, "get", between)
+    with pytest.raises(ReleaseRefused, match="replaced during the request"):
+        attempt.get()
+    assert bench.lines()[-1].outcome == "refused"
+
+
+def test_evidence_that_is_appraised_again_grows_no_younger(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = policy_for(workload(), max_age_seconds=60)
+    rule = load_policy(impatient, name="test")
+    administration.put_rule(bench.store, bench.directory, URGENT, impatient.encode(), rule, now=bench.clock)
+    bench.put(URGENT)
+    # Which policy is tried first is chance: let the patient one be the one that accepts.
+    patient = [text for text in bench.store.distinct_rules(MAX_POLICIES) if text != impatient.encode()]
+    monkeypatch.setattr(bench.store, "distinct_rules", lambda _limit: patient)
+    attempt = attested(bench, workload())
+    bench.clock.now += 59
+    assert attempt.get(URGENT) == SECRET
+    bench.clock.now += 1
+    with pytest.raises(SessionRefused, match="older than the rule"):
+        attempt.get(URGENT)
+    assert attempt.get() == SECRET
 
 
 def test_more_different_policies_than_one_attestation_can_try_are_refused(bench: Bench) -> None:

@@ -182,6 +182,17 @@ def test_files_and_directory_are_for_their_owner_alone(store: Store, tmp_path: P
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in directory.iterdir())
 
 
+def test_a_state_directory_that_others_can_write_is_refused(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "state").chmod(0o770)
+    with pytest.raises(UsageError, match="others can write"):
+        Store.open(tmp_path / "state", PASSPHRASE)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(UsageError, match="others can write"):
+        Store.create(tmp_path / "open", PASSPHRASE, cost=CHEAP)
+    assert not any((tmp_path / "open").iterdir())
+
+
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_bytes(b"not a database, but long enough to look at" * 100)
     with pytest.raises(KeystoreError):

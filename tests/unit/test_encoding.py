@@ -219,3 +219,11 @@ def test_two_lists_of_parts_never_hash_alike(one: list[bytes], other: list[bytes
     assert (labelled_hash("l", *one) == labelled_hash("l", *other)) is (one == other)
     assert labelled_hash("l", *one) != labelled_hash("m", *one)
     assert labelled_hash("l", *one) != labelled_hash("l", *one, b"")
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "\x1b[2J\x1b]0;owned\x07", "one\ntwo\r", "\u202egnp"])
+def test_an_error_quotes_a_document_in_one_bounded_printable_line(name: str) -> None:
+    with pytest.raises(FormatError) as refusal:
+        decode_json(json.dumps({"name": "", name: 1}), Sample, what="sample")
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 
 from cloister.encoding import encode_json
-from cloister.errors import UsageError
+from cloister.errors import InferenceError, UsageError
 from cloister.evidence.eventlog import CONFIG_EVENT, MODEL_INDEX_EVENT, PROGRAM_EVENT
 from cloister.inference.configuration import ServeConfiguration, serving_events
 from cloister.inference.model import PlainModel, find_model
@@ -60,6 +61,39 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
     for path, signers in ((tmp_path / "text", ()), (tmp_path / "nowhere", ()), (tmp_path, ())):
         with pytest.raises(UsageError):
             find_model(path, signers=signers)
+
+
+@pytest.mark.parametrize("after", [b"GGUF the wrong", b"GGUF", b""], ids=["other", "cut", "empty"])
+def test_a_plain_model_that_changed_after_it_was_measured_is_refused(tmp_path: Path, after: bytes) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF the right")
+    model = find_model(path, signers=())
+    path.write_bytes(after)
+    with pytest.raises(InferenceError, match="changed after it was measured"):
+        model.open(None)
+
+
+def test_what_is_appended_to_a_plain_model_after_it_was_measured_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF the right")
+    model = find_model(path, signers=())
+    with path.open("ab") as file:
+        file.write(b" and more")
+    descriptor = model.open(None)
+    assert os.pread(descriptor, 100, 0) == b"GGUF the right"
+    os.close(descriptor)
+
+
+def test_a_plain_model_is_opened_into_memory_that_nobody_can_change(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + bytes(range(256)) * 8192)
+    descriptor = find_model(path, signers=()).open(None)
+    path.write_bytes(b"GGUF" + b"evil" * 500_000)
+    assert os.pread(descriptor, 1 << 22, 0) == b"GGUF" + bytes(range(256)) * 8192
+    for change in (lambda: os.pwrite(descriptor, b"x", 0), lambda: os.ftruncate(descriptor, 4)):
+        with pytest.raises(PermissionError):
+            change()
+    os.close(descriptor)
 
 
 def test_a_plain_model_is_immutable_once_found(tmp_path: Path) -> None:

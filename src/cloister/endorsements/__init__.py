@@ -1,1 +1,1 @@
-
+"""Endorsements: what vendors sign. Roots as data files, collateral parsed strictly."""

@@ -1,26 +1,31 @@
 """The model on disk: a sealed directory with a signed index, or (without protection) a plain GGUF file.
 
 A sealed model is opened into a memfd, never onto a disk. A plain file is measured by its digest all the same, so
-that a client knows which model answers; that the host can read it is the operator's choice, and is said aloud.
+that a client knows which model answers, and copied into memory too: what was measured is what computes, whatever
+happens to the file. That the host can read it is the operator's choice.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from cloister.encoding import labelled_hash
-from cloister.errors import UsageError
+from cloister.errors import InferenceError, UsageError
 from cloister.sealing import KeySource
+from cloister.sealing.descriptors import write_all
 from cloister.sealing.directory import unseal_to_memory
 from cloister.sealing.index import Index, open_index
 
 PLAIN_LABEL = "cloister/plain-model/v1"
 GGUF_MAGIC = b"GGUF"
+_CHUNK: Final = 1 << 20
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Model(Protocol):
@@ -63,9 +68,38 @@ class PlainModel:
 
     path: Path
     digest: bytes
+    size: int
 
     def open(self, keys: KeySource | None) -> int:
-        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        """A memfd that nobody can write any more. Raises InferenceError if the file is no longer what was measured."""
+        descriptor = os.memfd_create("cloister", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            if self._copy(descriptor) != self.digest:
+                raise InferenceError(
+                    f"{self.path} changed after it was measured",
+                    todo="launch again, so that it is measured anew",
+                )
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError as error:
+            os.close(descriptor)
+            raise InferenceError(
+                f"{self.path} cannot be read into memory: {error.strerror}",
+                todo="give the workload more memory",
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _copy(self, descriptor: int) -> bytes:
+        """Copy at most ``size`` bytes; the digest of exactly the bytes that were copied."""
+        hasher, done = hashlib.sha256(), 0
+        with self.path.open("rb", buffering=0) as file:
+            while part := file.read(min(_CHUNK, self.size - done)):
+                hasher.update(part)
+                write_all(descriptor, part, done)
+                done += len(part)
+        return labelled_hash(PLAIN_LABEL, hasher.digest())
 
 
 def find_model(path: Path, *, signers: Collection[bytes]) -> Model:
@@ -85,12 +119,16 @@ def find_model(path: Path, *, signers: Collection[bytes]) -> Model:
         return SealedModel(directory=path, index=index, path=names[0])
     if not path.is_file():
         raise UsageError(f"there is no model at {path}", todo="name a sealed directory or a .gguf file")
-    return PlainModel(path=path, digest=_plain_digest(path))
+    return _measure(path)
 
 
-def _plain_digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        if file.read(4) != GGUF_MAGIC:
-            raise UsageError(f"{path} is not a GGUF file", todo="name a sealed directory or a .gguf file")
-        file.seek(0)
-        return labelled_hash(PLAIN_LABEL, hashlib.file_digest(file, "sha256").digest())
+def _measure(path: Path) -> PlainModel:
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != GGUF_MAGIC:
+                raise UsageError(f"{path} is not a GGUF file", todo="name a sealed directory or a .gguf file")
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").digest()
+            return PlainModel(path=path, digest=labelled_hash(PLAIN_LABEL, digest), size=file.tell())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})", todo="check its permissions") from None

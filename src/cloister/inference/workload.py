@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cloister.attester import Attester
 from cloister.channel.evidence_service import EvidenceService
@@ -20,10 +20,14 @@ from cloister.inference.app import create_app
 from cloister.inference.configuration import ServeConfiguration
 from cloister.inference.engines import open_engine
 from cloister.inference.model import Model
+from cloister.inference.openai_requests import MAX_BODY
 from cloister.sealing import KeySource
 
 if TYPE_CHECKING:
     from cloister.inference.api_keys import ApiKeys
+
+MAX_REQUEST: Final = MAX_BODY + 64 * 1024
+"""Bytes of an opened request: the largest body and its head. Many may be received at once, by anybody."""
 
 Progress = Callable[[str, str], None]
 """Called with (step, fact) as each step is done."""
@@ -67,5 +71,6 @@ def start(
         app = create_app(engine, model_name=configuration.model_name, api_keys=api_keys)
         keyring = KeyRing(replica=replica)
         undo.callback(keyring.close)
-        gateway = SealedGateway(app, keyring=keyring, evidence=EvidenceService(attester, keyring))
+        evidence = EvidenceService(attester, keyring)
+        gateway = SealedGateway(app, keyring=keyring, evidence=evidence, max_request=MAX_REQUEST)
         return Workload(gateway=gateway, close=undo.pop_all().close)
