@@ -22,6 +22,8 @@ from cloister.errors import FormatError
 T = TypeVar("T")
 
 MAX_DEPTH = 32
+MAX_QUOTED = 300
+"""Characters of a validation error, which may quote the document."""
 MAX_SAFE_INTEGER = 2**53 - 1
 
 
@@ -45,7 +47,9 @@ def convert(value: object, kind: type[T], *, what: str) -> T:
     try:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise FormatError(f"{what} does not have the form it should: {error}") from None
+        # The text may quote a name out of the document: one bounded line, and nothing that steers a terminal.
+        found = "".join(char if char.isprintable() else "?" for char in str(error)[:MAX_QUOTED])
+        raise FormatError(f"{what} does not have the form it should: {found}") from None
 
 
 def parse_json(data: bytes | str, *, what: str, limit: int = 1 << 20) -> Any:

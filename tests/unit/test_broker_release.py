@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -75,3 +76,14 @@ def test_an_ended_result_releases_nothing() -> None:
 def test_a_grant_cannot_be_made_by_hand() -> None:
     with pytest.raises(TypeError, match="never by hand"):
         Grant(PATH, PAIR.public, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"path": "models/key/other"}, {"tee_key": TeeKeyPair.generate().public}],
+    ids=["another resource", "another key"],
+)
+def test_a_grant_cannot_be_turned_into_another(change: dict[str, Any]) -> None:
+    grant = release(Rule(PATH, _policy()), PATH, _result(), now=NOW)
+    with pytest.raises(TypeError, match="never by hand"):
+        dataclasses.replace(grant, **change)

@@ -83,14 +83,15 @@ def appraise(
     expires = min(ends if keys_end is None else [*ends, keys_end])
     checks.append(Check(16, "freshness", f"the result stands for {expires - now} s"))
     claims = replace(claims, checks=tuple(checks))
+    policy_digest = policy.digest
     return AttestationResult(
         keys=keys,
         claims=claims,
-        policy_digest=policy.digest,
+        policy_digest=policy_digest,
         verified_at=now,
         expires=expires,
         checks=tuple(checks),
-        _seal=Appraised(keys, claims, expires),
+        _seal=Appraised(keys, claims, policy_digest=policy_digest, expires=expires),
     )
 
 

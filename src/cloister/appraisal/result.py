@@ -16,16 +16,16 @@ K = TypeVar("K")
 
 
 class Appraised:
-    """What `appraise()` puts into a result: it vouches for these keys, claims and this end, and no others."""
+    """What `appraise()` puts into a result: it vouches for these keys, claims, policy and end, and no others."""
 
-    __slots__ = ("_claims", "_expires", "_keys")
+    __slots__ = ("_claims", "_keys", "_standing")
 
-    def __init__(self, keys: object, claims: Claims, expires: int) -> None:
-        self._keys, self._claims, self._expires = keys, claims, expires
+    def __init__(self, keys: object, claims: Claims, *, policy_digest: str, expires: int) -> None:
+        self._keys, self._claims, self._standing = keys, claims, (policy_digest, expires)
 
-    def vouches_for(self, keys: object, claims: Claims, expires: int) -> bool:
+    def vouches_for(self, keys: object, claims: Claims, *, policy_digest: str, expires: int) -> bool:
         """By identity: a copy with something exchanged is no result."""
-        return self._keys is keys and self._claims is claims and self._expires == expires
+        return self._keys is keys and self._claims is claims and self._standing == (policy_digest, expires)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,9 @@ class AttestationResult(Generic[K]):
     _seal: Appraised | None = field(repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        if self._seal is None or not self._seal.vouches_for(self.keys, self.claims, self.expires):
+        if self._seal is None or not self._seal.vouches_for(
+            self.keys, self.claims, policy_digest=self.policy_digest, expires=self.expires
+        ):
             raise TypeError("an AttestationResult is made by appraise(), never by hand")
 
     def require_fresh(self, now: int) -> K:

@@ -92,7 +92,7 @@ class AuditLog:
         """Write and sync one line. Raises :class:`AuditDamaged` if that cannot be done."""
         try:
             with self._thread_lock:
-                handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX)
                     self._append(handle, fact, now)

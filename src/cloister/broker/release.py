@@ -38,7 +38,8 @@ class Grant:
     _seal: object = field(repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        if self._seal is not _RELEASED:
+        # Over the fields too: a copy with another path or key is not what was granted.
+        if self._seal != (_RELEASED, self.path, self.tee_key, self.policy_digest):
             raise TypeError("a Grant is made by release(), never by hand")
 
 
@@ -55,4 +56,5 @@ def release(rule: Rule | None, path: str, result: AttestationResult[RuntimeData]
     if result.policy_digest != rule.policy.digest:
         raise ReleaseRefused(f"the workload was appraised under another policy than that of {path}")
     keys = result.require_fresh(now)
-    return Grant(path, keys.tee_pubkey, result.policy_digest, _RELEASED)
+    seal = (_RELEASED, path, keys.tee_pubkey, result.policy_digest)
+    return Grant(path, keys.tee_pubkey, result.policy_digest, seal)

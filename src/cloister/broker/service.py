@@ -115,10 +115,16 @@ class Broker:
             rule = release.require_rule(self._rule(path), path)
             result = self._appraise(session, rule.policy, now)
             grant = release.release(rule, path, result, now=now)
-            body = encrypt(self._content(grant), grant.tee_key, str(uri))
+            content = self._content(grant)
+            # A rule narrowed before the resource was replaced must hold for what was read: look again, behind it.
+            if self._rule(path) != rule:
+                raise ReleaseRefused(f"the rule of {path} was replaced during the request", todo="ask again")
+            body = encrypt(content, grant.tee_key, str(uri))
         except CloisterError as error:
             self._refused("release", error, session.digest, now, resource=str(uri))
-            if isinstance(error, KeystoreError | AuditDamaged | ReleaseRefused | UnknownResource):
+            if isinstance(
+                error, KeystoreError | AuditDamaged | ReleaseRefused | SessionRefused | UnknownResource
+            ):
                 raise
             raise ReleaseRefused("the rule does not allow this workload") from None
         self._audit.append(
@@ -159,13 +165,17 @@ class Broker:
         return content
 
     def _appraise(self, session: Attested, policy: Policy, now: int) -> AttestationResult[RuntimeData]:
+        # Appraising old evidence again makes it no younger.
+        ends = min(session.expires, session.opened + policy.max_age_seconds)
+        if ends <= now:
+            raise SessionRefused("the evidence is older than the rule allows", todo="attest again")
         return appraise(
             session.bundle,
             nonce=session.nonce,
             policy=policy,
             now=now,
             decode=protocol.parse_runtime_data,
-            not_after=lambda _runtime: session.expires,
+            not_after=lambda _runtime: ends,
         )
 
     def _appraise_any(

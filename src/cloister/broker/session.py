@@ -47,6 +47,8 @@ class Attested:
     nonce: bytes
     bundle: EvidenceBundle
     runtime: RuntimeData
+    opened: int
+    """Unix seconds: what a policy says about age counts from here, however often the evidence is appraised anew."""
     expires: int
 
 
@@ -88,7 +90,7 @@ class Sessions:
         """Open a session under a new identifier, until ``ends`` at most. Raises :class:`TooManySessions`."""
         identifier = b64url_encode(self._entropy(ID_SIZE))
         digest = session_digest(identifier)
-        session = Attested(digest, pending.nonce, bundle, runtime, min(ends, now + SESSION_SECONDS))
+        session = Attested(digest, pending.nonce, bundle, runtime, now, min(ends, now + SESSION_SECONDS))
         with self._lock:
             self._attested = self._room(self._attested, now)
             self._attested[digest] = session

@@ -82,6 +82,7 @@ class Store:
         sealed, state_key = create_state_key(passphrase, cost=cost or Cost(), entropy=entropy)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _require_private(directory)
             # Built under another name and linked at the end: a state is either whole or not there.
             draft = directory / f".{DATABASE}.{os.getpid()}"
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -119,6 +120,7 @@ class Store:
                 f"{directory} holds no broker's state",
                 todo="`cloister broker put` makes one when it is given --init",
             )
+        _require_private(directory)
         with _connected(file) as database:
             row = database.execute(
                 "SELECT format, salt, iterations, lanes, memory_kib, wrapped FROM state"
@@ -247,6 +249,14 @@ def _connected(file: Path) -> Iterator[sqlite3.Connection]:
             f"the state {file.name} cannot be used ({error.__class__.__name__}: {error})",
             todo="check that it is a broker's state, that the disk is not full and that no other process holds it",
         ) from None
+
+
+def _require_private(directory: Path) -> None:
+    """Who can write there can exchange the database or lead the audit log elsewhere. Raises :class:`UsageError`."""
+    if directory.stat().st_mode & 0o022:
+        raise UsageError(
+            f"others can write to the state directory {directory}", todo=f"run: chmod 700 {directory}"
+        )
 
 
 def _sync(path: Path) -> None:

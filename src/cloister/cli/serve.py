@@ -99,16 +99,20 @@ def command(
     def progress(step: str, fact: str) -> None:
         typer.echo(f"{step}: {fact}", err=True)
 
-    workload = start(
-        configuration,
-        model=source,
-        attester=attester,
-        keys=keys,
-        api_keys=ApiKeys.read(api_keys) if api_keys else ApiKeys.nobody_asks(),
-        threads=threads,
-        replica="replica-0",
-        progress=progress,
-    )
+    try:
+        workload = start(
+            configuration,
+            model=source,
+            attester=attester,
+            keys=keys,
+            api_keys=ApiKeys.read(api_keys) if api_keys else ApiKeys.nobody_asks(),
+            threads=threads,
+            replica="replica-0",
+            progress=progress,
+        )
+    finally:
+        if isinstance(keys, BrokerKeys):
+            keys.close()  # the model is open: nothing is asked of the broker any more
     try:
         run_server(workload.gateway, listener, name="inference", as_json=as_json)
     finally:

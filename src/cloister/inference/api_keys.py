@@ -2,13 +2,15 @@
 
 A key is looked up by comparing digests in constant time, over all keys, so that neither a prefix nor the number
 of keys before the right one shows. That no keys are wanted is said explicitly with :meth:`ApiKeys.nobody_asks`;
-an empty file is an error.
+an empty file is an error, and so is one that others may read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -40,6 +42,11 @@ class ApiKeys:
         """One key a line; empty lines and those that start with ``#`` are left out. Raises UsageError."""
         try:
             with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
+                    raise UsageError(
+                        f"the API key file {path} can be read by others", todo=f"run: chmod 600 {path}"
+                    )
                 data = file.read(MAX_FILE + 1)
         except OSError as error:
             raise UsageError(f"the API key file {path} cannot be read: {error.strerror}") from None
