@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,9 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-from cloister.inference.demo_model import demo_model
-from deployment import secret
 
 PROJECT = Path(__file__).resolve().parents[2]
 README = (PROJECT / "README.md").read_text()
@@ -45,20 +40,18 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.timeout(240)
 def test_the_readme_leads_from_nothing_to_an_answer(tmp_path: Path) -> None:
+    preparation = next(block for block in _blocks("console") if "umask" in block)
     commands = next(block for block in _blocks("console") if "cloister simulate init" in block)
     python = next(block for block in _blocks("python") if "cloister.connect" in block)
-    (tmp_path / "model").mkdir()
-    shutil.copy(demo_model(), tmp_path / "model" / "medquad-demo.gguf")
-    key = secrets.token_urlsafe(24)
-    secret(tmp_path / "passphrase", secrets.token_urlsafe(24))
-    secret(tmp_path / "api-keys", key)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-e", "-c", preparation], cwd=tmp_path, env=environment, check=True, timeout=60)
+    key = (tmp_path / "api-keys").read_text().strip()
 
     # The same text, on ports that are free here; and the second service waits for the first, as a person would.
     serve, broker = _free_port(), _free_port()
     commands = commands.replace("8100", str(broker)).replace(
-        "cloister serve model.sealed", f"sleep 6; exec cloister serve --port {serve} model.sealed"
+        "cloister serve medquad", f"sleep 6; exec cloister serve --port {serve} medquad"
     )
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with (tmp_path / "log").open("w") as log:
         shell = subprocess.Popen(
             ["bash", "-e", "-c", commands],
@@ -70,8 +63,7 @@ def test_the_readme_leads_from_nothing_to_an_answer(tmp_path: Path) -> None:
         )
     try:
         _wait_for_port(serve, shell)
-        program = python.replace("8000", str(serve)).replace('api_key="…"', f"api_key={key!r}")
-        program = program.replace('model="medquad-demo"', 'model="model.sealed"')
+        program = python.replace("8000", str(serve)).replace('"YOUR-API-KEY"', repr(key))
         done = subprocess.run(
             [sys.executable, "-c", program],
             cwd=tmp_path,

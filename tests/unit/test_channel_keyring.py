@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -216,3 +218,30 @@ def test_many_threads_admit_each_key_once(clock: Clock):
     for thread in threads:
         thread.join()
     assert len(refused) == 3 * 200
+
+
+_FORKED = """
+import os, sys
+from cloister.channel.keyring import KeyRing
+from cloister.channel.ohttp import parse_key_configs
+from cloister.errors import UnknownKey
+
+ring = KeyRing()
+key = parse_key_configs(ring.configs())[0].key_id
+child = os.fork()
+if not child:
+    for use in (ring.material, ring.configs, lambda: ring.find(key), lambda: ring.admit(key, b"x")):
+        try:
+            use()
+        except UnknownKey:
+            continue
+        os._exit(1)
+    os._exit(0)
+assert ring.find(key)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_copy_of_a_key_ring_opens_nothing():
+    # Two processes with one key and a replay table each would answer every request twice.
+    assert subprocess.run([sys.executable, "-c", _FORKED], timeout=60, check=False).returncode == 0

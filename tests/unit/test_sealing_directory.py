@@ -218,6 +218,19 @@ def test_a_rewrapped_directory_has_the_same_index_and_needs_the_new_key(tmp_path
         unseal_directory(sealed, index, Keys(), tmp_path / "old")
 
 
+def test_a_rewrap_puts_no_file_under_the_new_key_that_the_index_does_not_name(tmp_path: Path) -> None:
+    # The host lays the header of another file, sealed under the same key, where the owner rewraps.
+    (tmp_path / "secret").mkdir()
+    other, other_index = sealed_folder(tmp_path / "secret", {"a": b"not for the new key's holder"})
+    sealed, index = sealed_folder(tmp_path, {"a": b"x"})
+    theirs = (other / other_index.files["a"].file_name).read_bytes()[:4096]
+    place = sealed / index.files["a"].file_name
+    place.write_bytes(theirs + place.read_bytes()[4096:])
+    with pytest.raises(IndexMismatch, match="another file"):
+        rewrap_directory(sealed, index, Keys(), new_uri="kbs:///default/key/new", new_kek=OTHER_KEK)
+    assert place.read_bytes()[:4096] == theirs
+
+
 def test_what_is_no_sealed_directory_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no sealed directory"):
         open_index(tmp_path / "absent", signers=SIGNERS)

@@ -75,7 +75,11 @@ class _AsyncStream(httpx.AsyncByteStream):
 
 
 def connect(url: str, *, policy: str | Path | Policy, **settings: Any) -> httpx.Client:
-    """As :func:`cloister.connect`, for ``httpx``: verifies now; ``settings`` are those of ``httpx.Client``."""
+    """As :func:`cloister.connect`, for ``httpx``: verifies now; ``settings`` are those of ``httpx.Client``.
+
+    Those that would lead requests around the seal (``proxy``, ``mounts``) raise :class:`UsageError`.
+    """
+    transport.refuse_ways_around(settings)
     origin, verification = transport.prepare(url, policy)
     sealed = SealedTransport(origin, verification)
     try:
@@ -89,6 +93,7 @@ def connect(url: str, *, policy: str | Path | Policy, **settings: Any) -> httpx.
 
 def connect_async(url: str, *, policy: str | Path | Policy, **settings: Any) -> httpx.AsyncClient:
     """As :func:`cloister.connect_async`, for ``httpx``: verifies before the first request."""
+    transport.refuse_ways_around(settings)
     origin, verification = transport.prepare(url, policy)
     sealed = AsyncSealedTransport(origin, verification)
     settings.setdefault("timeout", httpx.Timeout(600.0, connect=5.0))

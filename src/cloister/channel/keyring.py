@@ -5,12 +5,14 @@ open requests until their ``not_after``, so that nobody who verified in time is 
 random and not drawn again soon: a rotated key is unknown rather than wrong. Age is measured on the wall clock
 and on the machine's own ticks, whichever says older, because the host can hold back the first.
 
-It refuses requests to keys it does not hold (any more) and requests it has seen (replay.py). Private keys are
-never written, shown or copied.
+It refuses requests to keys it does not hold (any more), requests it has seen (replay.py), and to work in a forked
+copy of its process, which would hold the same keys and see only half of the requests. Private keys are never
+written, shown or copied.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -81,6 +83,7 @@ class KeyRing:
         self._lock = threading.RLock()
         self._generations: list[_Generation] = []  # newest last
         self._closed = False
+        self._process = os.getpid()
         self._show(now())
 
     def material(self, now: int | None = None) -> bytes:
@@ -109,6 +112,7 @@ class KeyRing:
         Raises :class:`~cloister.errors.ReplayedRequest`, and :class:`UnknownKey` if the key went meanwhile.
         """
         with self._lock:
+            self._require_open()
             for generation in self._generations:
                 table = generation.tables.get(key_id)
                 if table is not None:
@@ -149,6 +153,10 @@ class KeyRing:
                 self._erase(generation)
 
     def _require_open(self) -> None:
+        if os.getpid() != self._process:
+            raise UnknownKey(
+                "this key ring belongs to another process", todo="make one in each process, after it forked"
+            )
         if self._closed:
             raise UnknownKey("this key ring was closed", todo="start the workload again")
 

@@ -34,8 +34,13 @@ from cloister.evidence.binding import NONCE_SIZE
 from cloister.evidence.bundle import encode_bundle
 
 MAX_REQUEST: Final = 32 * 1024 * 1024
+MAX_RECEIVED: Final = 256 * 1024 * 1024
+"""Bytes of all requests together that are being received."""
+MAX_PIECES: Final = 1 << 16
+"""Portions in which a request's content may come; each costs more than its bytes."""
 MAX_QUESTION: Final = 1024
 """Bytes of a request for evidence."""
+_SLICE: Final = 64 * 1024
 _HINT: Final = (
     "this workload answers sealed requests only; connect with cloister.connect(url, policy=…) and pass it as the "
     "http_client of your SDK. If a key or token was in this request, it was in the clear on its way: replace it"
@@ -52,8 +57,9 @@ class SealedGateway:
     """ASGI application around ``app``.
 
     ``allow`` names paths whose GET and HEAD pass in plaintext; ``max_request`` bounds an opened message in bytes,
-    ``max_open`` the requests that are received or answered at once, ``receive_seconds`` the time one may take to
-    arrive, ``cadence`` the seconds between two flushes of a streamed answer.
+    ``max_received`` all messages together while they arrive, ``max_open`` the requests that are received or
+    answered at once, ``receive_seconds`` the time one may take to arrive, ``send_seconds`` the time a client may
+    take to make room for more of its answer, ``cadence`` the seconds between two flushes of a streamed answer.
     """
 
     def __init__(
@@ -64,8 +70,10 @@ class SealedGateway:
         evidence: EvidenceService,
         allow: Collection[str] = ("/healthz",),
         max_request: int = MAX_REQUEST,
+        max_received: int = MAX_RECEIVED,
         max_open: int = 256,
         receive_seconds: float = 60.0,
+        send_seconds: float = 60.0,
         cadence: float = DEFAULT_CADENCE,
     ) -> None:
         self._app = app
@@ -73,10 +81,13 @@ class SealedGateway:
         self._evidence = evidence
         self._allow = frozenset(allow)
         self._max_request = max_request
+        self._max_received = max_received
         self._max_open = max_open
         self._receive_seconds = receive_seconds
+        self._send_seconds = send_seconds
         self._cadence = cadence
         self._open = 0
+        self._received = 0
         self._sweeping: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
@@ -108,6 +119,8 @@ class SealedGateway:
             return
         except TimeoutError:
             await asgi.refuse(send, problems.TOO_SLOW, "")
+        except OSError:  # the client left, or does not read, while it was being answered
+            return
         except CloisterError as error:
             await asgi.refuse(send, problems.problem_of(error), error.what)
 
@@ -146,16 +159,23 @@ class SealedGateway:
 
     async def _receive_sealed(self, opener: RequestOpener, receive: asgi.Receive) -> bytes:
         """The whole opened message: nothing is done with a request before its final chunk opened."""
-        message, more = bytearray(), True
-        while more:
-            part, more = await asgi.next_part(receive)
-            for plaintext in opener.feed(part):
+        message, more, counted = bytearray(), True, 0
+        try:
+            while more:
+                part, more = await asgi.next_part(receive)
+                counted += len(part)
+                self._received += len(part)
+                if self._received > self._max_received:
+                    raise Overloaded("too much is being received", todo="try again in a moment")
+                for plaintext in opener.feed(part):
+                    message += plaintext
+                if len(message) > self._max_request:
+                    raise OversizedChunk(f"the request is over its bound of {self._max_request} bytes")
+            for plaintext in opener.finish():
                 message += plaintext
-            if len(message) > self._max_request:
-                raise OversizedChunk(f"the request is over its bound of {self._max_request} bytes")
-        for plaintext in opener.finish():
-            message += plaintext
-        return bytes(message)
+            return bytes(message)
+        finally:
+            self._received -= counted
 
     async def _dispatch(
         self,
@@ -173,7 +193,9 @@ class SealedGateway:
             request, body, scope, refusal = None, b"", {}, error
         wanted = headers.first(request.headers, padding.PADDING_HEADER) if request is not None else None
         padded = opener.chunked and wanted == padding.PADDING_VERSION
-        response = SealedResponse(send, opener.response(), padded=padded, cadence=self._cadence)
+        response = SealedResponse(
+            send, opener.response(), padded=padded, cadence=self._cadence, send_seconds=self._send_seconds
+        )
         if refusal is not None:
             await _answer_inside(response, problems.problem_of(refusal), refusal.what)
             return
@@ -236,12 +258,17 @@ async def _answer_inside(response: SealedResponse, problem: problems.Problem, de
 def _decode(message: bytes) -> tuple[bhttp.Request, bytes]:
     decoder = bhttp.RequestDecoder()
     head: bhttp.Request | None = None
-    parts = []
-    for event in (*decoder.feed(message), *decoder.finish()):
-        if isinstance(event, bhttp.Head):
-            head = event.message
-        elif isinstance(event, bhttp.BodyChunk):
-            parts.append(event.data)
+    parts: list[bytes] = []
+    # In slices, so that the bound holds before there are millions of pieces.
+    for at in range(0, len(message) + 1, _SLICE):
+        last = at + _SLICE > len(message)
+        for event in (*decoder.feed(message[at : at + _SLICE]), *(decoder.finish() if last else ())):
+            if isinstance(event, bhttp.Head):
+                head = event.message
+            elif isinstance(event, bhttp.BodyChunk):
+                parts.append(event.data)
+        if len(parts) > MAX_PIECES:
+            raise OversizedChunk(f"the request's content comes in more than {MAX_PIECES} pieces")
     if head is None:
         raise FormatError("the sealed message holds no request")
     return head, b"".join(parts)

@@ -3,7 +3,8 @@
 The first data goes out at once, and so does the first after a long pause. Otherwise writes are collected and sent
 at the ticks of a cadence, so that neither the size nor the moment of a token shows; the end goes out at once.
 An answer that its application does not finish gets no final chunk: the client sees that it was cut. Everything
-after the client has left is refused (OSError, as ASGI 2.4 says), so that applications stop.
+after the client has left, or has not read for long, is refused (OSError, as ASGI 2.4 says), so that applications
+stop.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ MAX_UNCHUNKED = 1 << 20
 class SealedResponse:
     """The ``send`` of one dispatched request. Lives in one event loop."""
 
-    def __init__(self, send: Send, sealer: ResponseSealer, *, padded: bool, cadence: float) -> None:
+    def __init__(
+        self, send: Send, sealer: ResponseSealer, *, padded: bool, cadence: float, send_seconds: float
+    ) -> None:
         self.started = False
         """Whether the application has begun its answer."""
         self.finished = False
@@ -42,6 +45,7 @@ class SealedResponse:
         self._sealer = sealer
         self._padded = padded
         self._cadence = cadence
+        self._send_seconds = send_seconds
         self._composer: padding.ResponseComposer | None = None
         self._pending = bytearray()
         self._opened = False
@@ -80,6 +84,7 @@ class SealedResponse:
         if self._opened:
             raise RuntimeError("part of the answer has left already")
         self.started = False
+        self.finished = False
         self._composer = None
         self._pending.clear()
 
@@ -145,11 +150,17 @@ class SealedResponse:
                 for number, plaintext in enumerate(plaintexts)
             )
             self._flushed = asyncio.get_running_loop().time()
-            if not self._opened:
-                self._opened = True
-                await self._send(self._outer_start())
-                body = self._sealer.header + body
-            await self._send({"type": "http.response.body", "body": body, "more_body": not final})
+            try:
+                async with asyncio.timeout(self._send_seconds):
+                    if not self._opened:
+                        self._opened = True
+                        await self._send(self._outer_start())
+                        body = self._sealer.header + body
+                    await self._send({"type": "http.response.body", "body": body, "more_body": not final})
+            except TimeoutError:
+                # Who does not read would otherwise hold a place for ever.
+                self.leave()
+                raise OSError("the client does not read") from None
             if final:
                 self.over.set()
 

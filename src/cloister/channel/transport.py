@@ -31,6 +31,8 @@ from cloister.evidence.key_material import KeyMaterial
 
 MAX_REQUEST: Final = 32 * 1024 * 1024
 """Bytes of a request's body."""
+_AROUND: Final = ("app", "mounts", "proxies", "proxy", "transport")
+"""Settings of a client by which some or all requests would not come to the sealed transport."""
 
 
 def wall_clock() -> int:
@@ -41,6 +43,16 @@ def wall_clock() -> int:
 def fresh_nonce() -> bytes:
     """32 random bytes."""
     return secrets.token_bytes(NONCE_SIZE)
+
+
+def refuse_ways_around(settings: Mapping[str, object]) -> None:
+    """Raise :class:`UsageError` if ``settings`` of a client would lead requests around the seal, in the clear."""
+    found = ", ".join(name for name in _AROUND if settings.get(name) is not None)
+    if found:
+        raise UsageError(
+            f"the setting {found} would send requests in the clear, around the seal",
+            todo="for a proxy: cloister.connect(url, policy=…, transport=httpx2.HTTPTransport(proxy=…))",
+        )
 
 
 class SealedTransport(httpx2.BaseTransport):
@@ -149,6 +161,7 @@ class SealedClient(httpx2.Client):
     """An ``httpx2.Client`` whose requests are sealed to a verified workload."""
 
     def __init__(self, sealed: SealedTransport, **settings: Any) -> None:
+        refuse_ways_around(settings)
         super().__init__(transport=sealed, **settings)
         self._sealed = sealed
 
@@ -166,6 +179,7 @@ class AsyncSealedClient(httpx2.AsyncClient):
     """An ``httpx2.AsyncClient`` whose requests are sealed to a verified workload."""
 
     def __init__(self, sealed: AsyncSealedTransport, **settings: Any) -> None:
+        refuse_ways_around(settings)
         super().__init__(transport=sealed, **settings)
         self._sealed = sealed
 

@@ -7,6 +7,7 @@ standard error; with ``--json`` anywhere on the line it is one JSON object inste
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ def build() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.command("serve")(serve.command)
     app.command("seal")(seal.command)
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with the exit code of what happened."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
+    # Each command that uses the simulated TEE says so in one red line; the library's own warnings would say it thrice.
+    logging.getLogger("cloister.attester").setLevel(logging.ERROR)
     try:
         code = build()(args=arguments, standalone_mode=False)
     except CloisterError as error:
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write(error.ctx.get_help() + "\n")
         sys.exit(EXIT_USAGE)
     except click.ClickException as error:
-        _say(f"usage: {error.format_message()}", EXIT_USAGE, as_json, layer="usage")
+        _say(f"usage: {_once(error.format_message())}", EXIT_USAGE, as_json, layer="usage")
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -59,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _once(message: str) -> str:
+    """Click and Typer each add the same suggestion to an unknown command."""
+    head, mark, suggestion = message.partition(" Did you mean ")
+    return head + mark + suggestion.split(mark)[0] if mark else message
 
 
 def _say(line: str, code: int, as_json: bool, *, layer: str) -> None:

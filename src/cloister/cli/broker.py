@@ -50,6 +50,8 @@ def put(
     store = _open(state, passphrase_file, init)
     version = administration.put_resource(store, state, path, content)
     _say(as_json, f"{uri}: version {version} stored", {"uri": uri, "version": version})
+    if not as_json and not any(row.uri == uri and row.rule for row in administration.listing(store)):
+        typer.echo(f"next: cloister broker policy {uri} --file POLICY …; until then nobody may read it")
 
 
 @app.command()
@@ -134,7 +136,8 @@ def _open(state: Path, passphrase_file: Path, init: bool) -> Store:
     if (state / DATABASE).exists():
         return Store.open(state, passphrase)
     if not init:
-        raise UsageError(f"{state} holds no broker's state", todo="pass --init to make one")
+        todo = "check --state; `cloister broker put … --init` makes one"
+        raise UsageError(f"{state} holds no broker's state", todo=todo)
     return Store.create(state, passphrase)
 
 

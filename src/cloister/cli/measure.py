@@ -23,6 +23,7 @@ from cloister.cli.serve import (
     configure,
     parse_signers,
 )
+from cloister.errors import UsageError
 
 if TYPE_CHECKING:
     from cloister.evidence.eventlog import LaunchEvent
@@ -80,7 +81,7 @@ def _write(
     from cloister.attester.simulation.collateral import EVALUATION_NUMBER
     from cloister.cli.serving import open_platform
 
-    platform = open_platform(simulated_tee, quiet=True)
+    platform = open_platform(simulated_tee)
     text = draft_policy(
         tee="tdx",
         measurements=platform.tee("tdx", launch=events).measurements,
@@ -90,10 +91,15 @@ def _write(
         title="Accepts exactly the workload that these options launch; printed by `cloister measure`.",
     )
     if out is not None:
-        out.write_text(text)
+        try:
+            out.write_text(text)
+        except OSError as error:
+            raise UsageError(f"cannot write {out}: {error.strerror}", todo="check --out") from None
     if as_json:
         typer.echo(
             json.dumps({"policy": text, "events": {event.name: event.payload.hex() for event in events}})
         )
     elif out is None:
         typer.echo(text, nl=False)
+    else:
+        typer.echo(f"{out}: accepts exactly what these options launch; for clients and the broker")

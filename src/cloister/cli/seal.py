@@ -65,7 +65,8 @@ def command(
     if as_json:
         typer.echo(json.dumps(outcome))
         return
-    typer.echo(f"sealed {len(index.files)} files, {index.size} bytes, into {out} (version {index.version})")
+    files = "1 file" if len(index.files) == 1 else f"{len(index.files)} files"
+    typer.echo(f"sealed {files}, {index.size:,} bytes, into {out} (version {index.version})")
     typer.echo(f"index digest  {index.digest.hex()}")
     typer.echo(f"signer        {index.signer.hex()}")
-    typer.echo(f"next: cloister broker put {uri} --file {key_file}")
+    typer.echo(f"next: cloister broker put {uri} --file {key_file} --state DIR --passphrase-file FILE")

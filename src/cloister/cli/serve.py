@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 ModelArgument = Annotated[
     Path, typer.Argument(help="A sealed directory (or, in the clear, a .gguf file).", metavar="MODEL")
 ]
-NameOption = Annotated[str, typer.Option("--model-name", help="The name clients ask for.")]
+NameOption = Annotated[
+    str, typer.Option("--model-name", help="The name clients ask for; by default the file's or folder's.")
+]
 EngineOption = Annotated[str, typer.Option("--engine", help="Inference engine.")]
 ContextOption = Annotated[
     int, typer.Option("--context", min=64, help="Tokens per request, prompt and answer.")
@@ -127,7 +129,9 @@ def parse_signers(index_signer: list[str] | None) -> frozenset[bytes]:
     try:
         return frozenset(from_hex(text, 32, what="--index-signer") for text in index_signer or ())
     except FormatError as error:
-        raise UsageError(error.what, todo="`cloister keys show owner.sign` prints it") from None
+        raise UsageError(
+            error.what, todo="`cloister keys show FILE` prints it, FILE being the owner's signing key"
+        ) from None
 
 
 def configure(
@@ -147,7 +151,7 @@ def configure(
     if (api_keys is None) == (not no_api_keys):
         raise UsageError("say who may ask", todo="pass --api-keys FILE, or --no-api-keys to answer anybody")
     return ServeConfiguration(
-        model_name=model_name or model.name.removesuffix(".gguf"),
+        model_name=model_name or model.name.removesuffix(".gguf").removesuffix(".sealed"),
         engine=engine,
         context_length=context,
         slots=slots,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cloister.attester.simulated import SimulatedPlatform
 
 
-def open_platform(directory: Path | None, *, quiet: bool = False) -> SimulatedPlatform:
+def open_platform(directory: Path | None) -> SimulatedPlatform:
     """The simulated platform at ``directory``, announced in red. Raises :class:`UsageError` without one."""
     if directory is None:
         raise UsageError(
@@ -29,11 +29,11 @@ def open_platform(directory: Path | None, *, quiet: bool = False) -> SimulatedPl
     from cloister.attester.simulated import SimulatedPlatform
 
     platform = SimulatedPlatform.load(directory)
-    if not quiet:
-        Console(stderr=True).print(
-            "SIMULATED TEE: real quotes under a root of our own; nothing here is protected from this machine.",
-            style="bold white on red",
-        )
+    Console(stderr=True).print(
+        "SIMULATED TEE: real quotes under a false root; nothing here is protected.",
+        style="bold white on red",
+        soft_wrap=True,
+    )
     return platform
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -37,7 +40,7 @@ def command(
         raise UsageError(error.what, todo="copy it from `cloister keys show`") from None
     index = open_index(directory, signers=signers, minimum_version=minimum_version)
     keys = KeyFile.load(key_file, key)
-    with progress_bar("unsealing", quiet=as_json) as progress:
+    with _ended_like_ctrl_c(), progress_bar("unsealing", quiet=as_json) as progress:
         unseal_directory(directory, index, keys, out, workers=workers, progress=progress)
     outcome = {
         "out": str(out),
@@ -50,4 +53,23 @@ def command(
     if as_json:
         typer.echo(json.dumps(outcome))
         return
-    typer.echo(f"unsealed {len(index.files)} files, {index.size} bytes, into {out} (version {index.version})")
+    files = "1 file" if len(index.files) == 1 else f"{len(index.files)} files"
+    typer.echo(f"unsealed {files}, {index.size:,} bytes, into {out} (version {index.version})")
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """A closed terminal or a stopped service ends the process too, and must leave no plaintext either."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under `nohup`
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,6 +8,7 @@ raw grammars, files or addresses to fetch) have no name here, so they cannot be 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from cloister.encoding import Record, parse_json
 from cloister.errors import FormatError
 from cloister.inference.api_errors import RequestRefused
 from cloister.inference.engines import Kind
+from cloister.inference.schema_limits import check_ranges, check_whole
 
 MAX_BODY: Final = 4 << 20
 MAX_PROMPTS: Final = 16
@@ -328,6 +330,18 @@ def _check_schemas(response_format: Json | None, tools: list[Json] | None) -> No
         if len(msgspec.json.encode(value)) > MAX_SCHEMA:
             raise RequestRefused(f"{param} is over {MAX_SCHEMA} bytes", code="invalid_value", param=param)
         _check_schema(value, param)
+    for param, schema in _schemas(response_format or {}, tools or []):
+        check_whole(schema, param)
+
+
+def _schemas(response_format: Json, tools: list[Json]) -> Iterator[tuple[str, object]]:
+    """Everything that references inside can be relative to, and the field it came in."""
+    yield "response_format", response_format.get("schema")
+    named = response_format.get("json_schema")
+    yield "response_format", named.get("schema") if isinstance(named, dict) else None
+    for tool in tools:
+        function = tool.get("function")
+        yield "tools", function.get("parameters") if isinstance(function, dict) else None
 
 
 def _check_schema(value: object, param: str) -> None:
@@ -336,6 +350,7 @@ def _check_schema(value: object, param: str) -> None:
             _check_schema(item, param)
     if not isinstance(value, dict):
         return
+    check_ranges(value, param)
     for name, item in value.items():
         if name == "pattern" and isinstance(item, str):
             raise RequestRefused(

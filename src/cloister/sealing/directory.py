@@ -196,7 +196,8 @@ def rewrap_directory(directory: Path, index: Index, keys: KeySource, *, new_uri:
     """
     remembered = _Remembered(keys)
     for entry in index.files.values():
-        rewrap_file(directory / entry.file_name, remembered, new_uri=new_uri, new_kek=new_kek)
+        sealed = directory / entry.file_name
+        rewrap_file(sealed, remembered, new_uri=new_uri, new_kek=new_kek, expected=entry)
 
 
 @contextlib.contextmanager

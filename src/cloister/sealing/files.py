@@ -185,14 +185,26 @@ def read_header(path: Path) -> Header:
 
 
 def rewrap_file(
-    path: Path, keys: KeySource, *, new_uri: str, new_kek: bytes, entropy: Entropy = os.urandom
+    path: Path,
+    keys: KeySource,
+    *,
+    new_uri: str,
+    new_kek: bytes,
+    expected: IndexEntry | None = None,
+    entropy: Entropy = os.urandom,
 ) -> None:
     """Put a sealed file under another key or URI: a new header, the same body, renamed over the old file.
 
-    The file's place in its signed index does not change. Raises as :func:`~cloister.sealing.envelope.unwrap`.
+    The file's place in its signed index does not change. With ``expected`` a file of another id is refused: who may
+    have the new key would otherwise get the data key of whatever lies there. Raises as
+    :func:`~cloister.sealing.envelope.unwrap`.
     """
     with open_regular(path, UsageError) as old:
         header = parse_header(os.pread(old, HEADER_SIZE, 0), name=path.name)
+        if expected is not None and header.file_id != expected.id:
+            raise IndexMismatch(
+                f"{path.name} is another file than its index names", todo="get it from its owner"
+            )
         salt = entropy(WRAP_SALT_SIZE)
         kek = keys.key(header.key_uri)
         made = rewrap(header, kek=kek, new_uri=new_uri, new_kek=new_kek, salt=salt, name=path.name)
