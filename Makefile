@@ -22,8 +22,10 @@ $(VENV)/.demo-ready: pyproject.toml constraints.txt scripts/setup.sh
 $(VENV)/.test-ready: pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh test
 
+# By the environment and not expanded: a question may hold quotes, dollars and backticks.
+demo: export DEMO_QUESTION := $(value QUESTION)
 demo: $(VENV)/.demo-ready
-	@$(BIN)/python examples/sealed_question.py $(if $(QUESTION),--question "$(QUESTION)")
+	@$(BIN)/python examples/sealed_question.py $${DEMO_QUESTION:+--question "$$DEMO_QUESTION"}
 
 lint: $(VENV)/.test-ready
 	@$(BIN)/ruff check .

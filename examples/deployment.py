@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import secrets
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,10 +145,18 @@ class Deployment:
         return self.root / "broker-policy.toml"
 
     def prepare(self) -> bool:
-        """Make platform, keys, sealed model and policies; True if anything had to be made."""
-        marker = self.root / "prepared"
-        if marker.exists():
+        """Make platform, keys and sealed model; True if anything had to be made.
+
+        What an interrupted run left half made, or made of another model, is thrown away and made again.
+        """
+        marker = self.root / "prepared"  # written last: the digest of the model that was sealed
+        digest = hashlib.sha256(self.model.read_bytes()).hexdigest()
+        if marker.exists() and marker.read_text() == digest:
             return False
+        for folder in (self.tee, self.owner, self.sealed.parent, self.root / "broker"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("passphrase", "api-keys", "rule-in-broker", "prepared"):
+            (self.root / name).unlink(missing_ok=True)
         self.owner.mkdir(parents=True, mode=0o700)
         self.sealed.parent.mkdir()
         cloister("simulate", "init", self.tee)
@@ -163,7 +173,7 @@ class Deployment:
         )  # fmt: skip
         secret(self.root / "passphrase", secrets.token_urlsafe(32))
         secret(self.root / "api-keys", secrets.token_urlsafe(24))
-        marker.touch()
+        marker.write_text(digest)
         return True
 
     @property

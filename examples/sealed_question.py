@@ -4,13 +4,18 @@ A key broker and an inference workload run as processes of their own; this progr
 end, the attacker. Between client and workload stands a relay that records what the network sees.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import signal
+
+# Until main() can stop things in order, Ctrl-C just ends the program: no traceback out of an import.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import json
 import logging
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +24,8 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 
@@ -36,8 +43,9 @@ def step(number: int, title: str) -> None:
     console.print(f"\n[bold cyan]{number}[/]  [bold]{title}[/]")
 
 
-def fact(text: str) -> None:
-    console.print(f"   {text}")
+def fact(text: str, indent: int = 3) -> None:
+    """One line of rich markup; where the terminal is narrow its continuation is indented too."""
+    console.print(Padding(text, (0, 0, 0, indent), expand=False))
 
 
 def main() -> None:
@@ -46,18 +54,17 @@ def main() -> None:
     arguments.add_argument("--folder", type=Path, default=Path(".demo"), help="kept between runs")
     options = arguments.parse_args()
     logging.getLogger("cloister").setLevel(logging.ERROR)  # the red panel below says it for all of them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     with deployment(options.folder / "deployment", demo_model()) as it:
         try:
             run(it, options.question)
         except CommandFailedError as error:
-            if not (it.root / "prepared").exists():
-                shutil.rmtree(it.root, ignore_errors=True)  # a half-made deployment is made again, not mended
-            console.print(f"[red]{error}[/]")
+            console.print(str(error), style="red", markup=False)
             sys.exit(1)
         except CloisterError as error:
-            console.print(f"[red]{error}[/]")
+            console.print(str(error), style="red", markup=False)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             console.print("\nstopped")
@@ -114,10 +121,11 @@ def run(it: Deployment, question: str) -> None:
 def prepare(it: Deployment) -> None:
     it.root.mkdir(parents=True, exist_ok=True)
     it.prepare()
-    before = it.policy.read_bytes() if it.policy.exists() else b""
     it.write_policies()
-    if it.policy.read_bytes() != before:
+    handed = it.root / "rule-in-broker"  # written last: an interrupted run is repeated, not believed
+    if not handed.exists() or handed.read_bytes() != it.policy.read_bytes():
         it.fill_broker()
+        handed.write_bytes(it.policy.read_bytes())
 
 
 def released(it: Deployment) -> list[str]:
@@ -143,7 +151,7 @@ def show_checks(http: cloister.SealedClient) -> None:
 
 def ask(it: Deployment, http: cloister.SealedClient, url: str, question: str) -> None:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=it.api_key, http_client=http)
-    console.print(f"   [bold]> {question}[/]")
+    fact(f"[bold]> {escape(question)}[/]")
     began = first = time.monotonic()
     tokens = 0
     stream = client.chat.completions.create(
@@ -173,9 +181,11 @@ def ask(it: Deployment, http: cloister.SealedClient, url: str, question: str) ->
 def show_network(network: RecordingProxy, question: str) -> tuple[bytes, bytes]:
     """Print sizes and first bytes; return the sealed request for the replay."""
     captured: tuple[bytes, bytes] | None = None
+    # A few letters are in any fifty thousand random bytes: a short question is looked for as JSON would carry it.
+    needle = question.encode() if len(question) >= 8 else f'"content":{json.dumps(question)}'.encode()
     for recording in network.recordings:
         everything = bytes(recording.sent) + b"".join(recording.received)
-        if question.encode() in everything:
+        if needle in everything:
             raise AssertionError("the question was seen in the clear")
         for head, body in split_requests(bytes(recording.sent)):
             line = head.split(b"\r\n")[0].decode()
@@ -189,7 +199,8 @@ def show_network(network: RecordingProxy, question: str) -> tuple[bytes, bytes]:
 
 
 def refused(title: str, line: str) -> None:
-    console.print(f"   [bold]{title}[/]\n     [green]refused[/]: {line}")
+    fact(f"[bold]{title}[/]")
+    fact(f"[green]refused[/]: {escape(line)}", indent=5)
 
 
 def attack_tampered_model(it: Deployment, broker_url: str) -> None:

@@ -5,47 +5,66 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 lane=${1:?usage: scripts/setup.sh demo|test}
 venv=.venv
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore DEBIAN_FRONTEND=noninteractive
+
+say() { echo "setup: $*" >&2; }
 
 apt_install() {
   if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-    echo "setup: missing: $*; install it with your package manager (or run as root)" >&2
+    say "missing: $*. Install it (Debian: sudo apt-get install $*), then run make again"
     return 1
   fi
-  echo "setup: installing $* with apt" >&2
+  say "installing $* with apt"
   apt-get install -y -qq "$@" >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq "$@" >/dev/null; }
 }
 
-python=""
-for candidate in python3.11 python3 python3.12 python3.13; do
-  if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    python=$candidate
-    break
-  fi
-done
-if [ -z "$python" ]; then
-  apt_install python3 python3-venv
-  python=python3
-fi
-"$python" - <<'PY'
-import sys
-if sys.version_info[:2] != (3, 11):
-    print(f"setup: Python {sys.version.split()[0]}: only 3.11 is tested", file=sys.stderr)
-PY
+find_python() {
+  for candidate in python3.11 python3 python3.12 python3.13; do
+    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+    then
+      echo "$candidate"
+      return
+    fi
+  done
+}
 
-if [ ! -x "$venv/bin/pip" ]; then
+make_venv() {
+  # Without Debian's python3-venv this fails halfway, for want of ensurepip: leave nothing half made.
+  "$python" -m venv "$venv" >/dev/null 2>&1 || { rm -rf "$venv"; return 1; }
+}
+
+python=$(find_python)
+if [ -z "$python" ] && ! command -v python3 >/dev/null; then
+  apt_install python3 python3-venv
+  python=$(find_python)
+fi
+if [ -z "$python" ]; then
+  say "Python 3.11 is needed (Debian 12 has it), and here is $(python3 --version 2>&1)"
+  exit 1
+fi
+version=$("$python" -c 'import platform; print(platform.python_version())')
+case $version in 3.11.*) ;; *) say "Python $version: only 3.11 is tested" ;; esac
+
+# pip has to run, not only to be there: a folder that was moved or copied breaks it.
+if ! "$venv/bin/pip" --version >/dev/null 2>&1; then
   rm -rf "$venv"
-  "$python" -m venv "$venv" 2>/dev/null || { rm -rf "$venv"; apt_install python3-venv; "$python" -m venv "$venv"; }
+  if ! make_venv; then
+    apt_install python3-venv
+    make_venv || { say "'$python -m venv' fails, although python3-venv is installed: is $python another Python?"; exit 1; }
+  fi
 fi
 
 # pip prints nothing for minutes on a slow line: say what is happening.
-echo "setup: installing Python packages ($lane) into $venv" >&2
+say "installing Python packages ($lane) into $venv; minutes the first time on a slow line"
 "$venv/bin/python" -m pip install -q -U "pip>=25.1" # the first that knows dependency groups
 if [ "$lane" = test ]; then
   # Exactly this build of torch, before anything that could pull another.
   "$venv/bin/pip" install -q "torch==2.13.0" numpy
   "$venv/bin/pip" install -q -c constraints.txt -e '.[server,inference,httpx]' --group dev
-  command -v node >/dev/null && command -v npm >/dev/null || apt_install nodejs npm || [ "${CI:-}" != true ]
+  if ! { command -v node && command -v npm; } >/dev/null && ! apt_install nodejs npm; then
+    [ "${CI:-}" != true ] || exit 1
+    say "going on without: the tests that need them are skipped"
+  fi
 else
   "$venv/bin/pip" install -q -c constraints.txt -e '.[inference]' --group demo
 fi

@@ -13,7 +13,7 @@ import cloister
 from cloister.attester import RawEvidence
 from cloister.channel.evidence_service import EvidenceService
 from cloister.channel.middleware import SealedGateway
-from cloister.channel.ohttp import parse_key_configs
+from cloister.channel.ohttp import RequestSealer, parse_key_configs
 from cloister.encoding import b64url_encode, parse_json
 from cloister.errors import AttesterError, PlaintextResponse
 from cloister.evidence.bundle import parse_bundle
@@ -148,6 +148,15 @@ def test_a_request_over_the_bound_is_refused_while_it_arrives(service: Service):
         assert client.post("/echo", content=b"x" * 100_000).status_code == 200
         with pytest.raises((PlaintextResponse, httpx2.TransportError)):
             client.post("/echo", content=b"x" * 300_000)
+
+
+def test_a_final_chunk_may_not_carry_a_request_over_the_bound(service: Service, http: httpx2.Client):
+    sealer = RequestSealer(parse_key_configs(service.keyring.configs())[0])
+    sealed = (
+        sealer.header + sealer.seal(bytes(150_000), final=False) + sealer.seal(bytes(150_000), final=True)
+    )
+    answer = http.post(GATEWAY, content=sealed, headers={"content-type": "message/ohttp-chunked-req"})
+    assert problem(answer) == (413, "too-large")
 
 
 def test_a_request_that_does_not_arrive_in_time_is_refused(service: Service):

@@ -64,7 +64,7 @@ def test_an_owner_seals_and_unseals(shell: Shell) -> None:
 def test_without_json_the_outcome_is_said_in_words(shell: Shell) -> None:
     signer = make_keys(shell)
     said = seal(shell)
-    assert "sealed 2 files, 2000002 bytes, into sealed (version 1)" in said
+    assert "sealed 2 files, 2,000,002 bytes, into sealed (version 1)" in said
     assert f"cloister broker put {URI} --file owner.key" in said
     said = shell("unseal", "sealed", "--key-file", "owner.key", "--signer", signer, "--out", "back")
     assert said.startswith("unsealed 2 files")

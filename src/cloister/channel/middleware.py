@@ -167,12 +167,11 @@ class SealedGateway:
                 self._received += len(part)
                 if self._received > self._max_received:
                     raise Overloaded("too much is being received", todo="try again in a moment")
-                for plaintext in opener.feed(part):
+                # The final chunk may run to the end of the body, and is then opened only there.
+                for plaintext in (*opener.feed(part), *(() if more else opener.finish())):
                     message += plaintext
                 if len(message) > self._max_request:
                     raise OversizedChunk(f"the request is over its bound of {self._max_request} bytes")
-            for plaintext in opener.finish():
-                message += plaintext
             return bytes(message)
         finally:
             self._received -= counted
