@@ -10,16 +10,18 @@ BIN := $(VENV)/bin
 QUESTION ?=
 EXAMPLES ?= 5000
 PYTEST_ARGS ?=
+# A virtual environment does not survive being moved or copied: then it is set up again.
+MOVED := $(shell [ "$$(cat $(VENV)/.made-at 2>/dev/null)" = "$$(pwd -P)" ] || echo moved)
 
-.PHONY: demo test lint unit bench fuzz train clean help
+.PHONY: moved demo test lint unit bench fuzz train clean help
 
 help:
 	@sed -n '1,5s/^# //p' Makefile
 
-$(VENV)/.demo-ready: pyproject.toml constraints.txt scripts/setup.sh
+$(VENV)/.demo-ready: pyproject.toml constraints.txt scripts/setup.sh $(MOVED)
 	@scripts/setup.sh demo
 
-$(VENV)/.test-ready: pyproject.toml constraints.txt scripts/setup.sh
+$(VENV)/.test-ready: pyproject.toml constraints.txt scripts/setup.sh $(MOVED)
 	@scripts/setup.sh test
 
 # By the environment and not expanded: a question may hold quotes, dollars and backticks.
@@ -46,7 +48,7 @@ fuzz: $(VENV)/.test-ready
 	@CLOISTER_EXAMPLES=$(EXAMPLES) timeout 1800 $(BIN)/pytest tests/property tests/unit tests/vectors --timeout 1800 -m "not npm" $(PYTEST_ARGS)
 
 train: $(VENV)/.test-ready
-	@$(BIN)/python scripts/train_demo_model.py
+	@$(BIN)/python scripts/train_demo_model.py train
 
 clean:
 	rm -rf $(VENV) build .demo
