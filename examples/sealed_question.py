@@ -88,7 +88,7 @@ def run(it: Deployment, question: str) -> None:
     sealed = sorted(path for path in it.sealed.iterdir())
     for path in sealed:
         name = path.name if len(path.name) < 24 else f"{path.name[:12]}….sealed"
-        fact(f"{name}: {path.stat().st_size:,} bytes, begins {path.read_bytes()[:12].hex(' ')}")
+        fact(f"{name}: {path.stat().st_size:,} bytes, begins {path.read_bytes()[:8].hex(' ')}")
     fact(f"rule: [green]{KEY_URI}[/] leaves the broker only for what {it.policy.name} measures")
 
     step(2, "A key broker starts, and an inference workload that has only the sealed model")
@@ -133,8 +133,8 @@ def released(it: Deployment) -> list[str]:
     lines = (it.root / "broker" / "audit.jsonl").read_text().splitlines()
     release = [entry for entry in map(json.loads, lines[-16:]) if entry["event"] == "release"][-1]
     return [
-        f"[green]key released[/] {release['resource']} to measurements {release['measurements'][:32]}…",
-        f"[dim]by rule {release['policy'][:32]}…, for the workload's key {release['tee_key'][:32]}…[/]",
+        f"[green]key released[/] {release['resource']} to measurements {release['measurements'][:16]}…",
+        f"[dim]by rule {release['policy'][:16]}…, for the workload's key {release['tee_key'][:16]}…[/]",
     ]
 
 
@@ -188,8 +188,8 @@ def show_network(network: RecordingProxy, question: str) -> tuple[bytes, bytes]:
         if needle in everything:
             raise AssertionError("the question was seen in the clear")
         for head, body in split_requests(bytes(recording.sent)):
-            line = head.split(b"\r\n")[0].decode()
-            fact(f"→ {line}: {len(body):,} bytes, begins {body[:16].hex(' ')}")
+            line = head.split(b" HTTP/")[0].decode()
+            fact(f"→ {line}: {len(body):,} bytes, begins {body[:8].hex(' ')}")
             if b"ohttp-gateway" in head:
                 captured = (head, body)
         fact(f"← {sum(map(len, recording.received)):,} bytes in {len(recording.received)} pieces")

@@ -45,8 +45,9 @@ fi
 version=$("$python" -c 'import platform; print(platform.python_version())')
 case $version in 3.11.*) ;; *) say "Python $version: only 3.11 is tested" ;; esac
 
-# pip has to run, not only to be there: a folder that was moved or copied breaks it.
-if ! "$venv/bin/pip" --version >/dev/null 2>&1; then
+# The programs in a virtual environment name its folder, so one that was moved or copied is made again.
+here=$(pwd -P)
+if ! grep -qsF "$here/$venv/bin/python" "$venv/bin/pip" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   rm -rf "$venv"
   if ! make_venv; then
     apt_install python3-venv
@@ -59,14 +60,15 @@ say "installing Python packages ($lane) into $venv; minutes the first time on a 
 "$venv/bin/python" -m pip install -q -U "pip>=25.1" # the first that knows dependency groups
 if [ "$lane" = test ]; then
   # Exactly this build of torch, before anything that could pull another.
-  "$venv/bin/pip" install -q "torch==2.13.0" numpy
-  "$venv/bin/pip" install -q -c constraints.txt -e '.[server,inference,httpx]' --group dev
+  "$venv/bin/python" -m pip install -q "torch==2.13.0" numpy
+  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,httpx]' --group dev
   if ! { command -v node && command -v npm; } >/dev/null && ! apt_install nodejs npm; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
   fi
 else
-  "$venv/bin/pip" install -q -c constraints.txt -e '.[inference]' --group demo
+  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[inference]' --group demo
 fi
+echo "$here" >"$venv/.made-at"
 touch "$venv/.$lane-ready"
 [ "$lane" != test ] || touch "$venv/.demo-ready"

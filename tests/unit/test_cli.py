@@ -59,6 +59,10 @@ def test_help_needs_no_heavy_library() -> None:
     [
         pytest.param([], 2, "Usage", id="nothing asked"),
         pytest.param(["no-such-command"], 2, "usage: No such command", id="unknown command"),
+        pytest.param(["serv"], 2, "Did you mean 'serve'?\n", id="mistyped command"),
+        pytest.param(
+            ["measure", "broker", "--out", "/nowhere/p"], 2, "usage: no TEE was found", id="no TEE to measure"
+        ),
         pytest.param(["seal"], 2, "usage: Missing", id="missing argument"),
         pytest.param(["serve", "/nowhere", "--no-api-keys"], 2, "usage: no TEE was found", id="no TEE"),
         pytest.param(["simulate", "show", "/nowhere"], 2, "simulate init", id="no platform"),

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import click
 import typer
@@ -19,6 +20,22 @@ from cloister.cli import broker, keys, measure, seal, serve, simulate, unseal
 from cloister.errors import EXIT_USAGE, CloisterError
 
 EXIT_INTERRUPTED = 130
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"cloister {version('cloister')}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run LLM applications on machines you do not have to trust."""
 
 
 def build() -> typer.Typer:
@@ -31,6 +48,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["--help", "-h"]},
     )
+    app.callback()(_options)
     app.command("serve")(serve.command)
     app.command("seal")(seal.command)
     app.command("unseal")(unseal.command)
