@@ -89,6 +89,7 @@ def command(
     configuration = configure(
         model, model_name, engine, context, slots, signers, policy, api_keys, no_api_keys
     )
+    accepted = ApiKeys.read(api_keys) if api_keys else ApiKeys.nobody_asks()
     listener = take_port(host, port)
     source = find_model(model, signers=signers)
     attester = platform.tee("tdx", launch=serving_events(configuration, source.digest))
@@ -107,7 +108,7 @@ def command(
             model=source,
             attester=attester,
             keys=keys,
-            api_keys=ApiKeys.read(api_keys) if api_keys else ApiKeys.nobody_asks(),
+            api_keys=accepted,
             threads=threads,
             replica="replica-0",
             progress=progress,

@@ -31,7 +31,8 @@ class ApiKeys:
         digests = {_digest(_checked(key)) for key in keys}
         if not digests:
             raise UsageError(
-                "there is no API key among them", todo="write one key to a line, or choose to serve without"
+                "the API key file holds no key",
+                todo="write one key to a line, or pass --no-api-keys to answer anybody",
             )
         if len(digests) > MAX_KEYS:
             raise UsageError(f"{len(digests)} API keys, over the bound of {MAX_KEYS}")

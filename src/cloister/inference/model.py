@@ -108,7 +108,7 @@ def find_model(path: Path, *, signers: Collection[bytes]) -> Model:
         if not signers:
             raise UsageError(
                 "a sealed model needs --index-signer: whose signature on its index to believe",
-                todo="`cloister keys show owner.sign` prints the owner's",
+                todo="`cloister keys show index.key` prints the owner's",
             )
         index = open_index(path, signers=signers)
         names = sorted(name for name in index.files if name.endswith(".gguf"))

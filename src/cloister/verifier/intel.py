@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from datetime import UTC, datetime
 
 from cloister.endorsements.intel import parse_collateral
 from cloister.endorsements.roots import Root
@@ -133,7 +134,9 @@ def _claims(quote: Quote, verdict: Verdict, root: Root) -> Claims:
         Check(3, "quote form", form),
         Check(4, "debug", "off"),
         Check(5, "trust root", f"{root.name}, SHA-256 {root.sha256[:16]}…"),
-        Check(6, "collateral validity", f"issued {verdict.issued_at}, expires {verdict.expires}"),
+        Check(
+            6, "collateral validity", f"issued {_date(verdict.issued_at)}, expires {_date(verdict.expires)}"
+        ),
         Check(7, "chain, revocation and signatures", f"PCK certificate of FMSPC {verdict.fmspc}"),
         Check(8, "quoting enclave identity", f"{verdict.qe_status}, ISV SVN {verdict.qe_isv_svn}"),
         Check(9, "TCB status", f"{verdict.status}, {advisories}"),
@@ -171,3 +174,11 @@ def _announce(root: Root) -> None:
             "never use this for real data.",
             root.sha256,
         )
+
+
+def _date(seconds: int) -> str:
+    """For people: a day of the UTC calendar."""
+    try:
+        return datetime.fromtimestamp(seconds, tz=UTC).date().isoformat()
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
