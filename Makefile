@@ -1,5 +1,6 @@
 # make demo   a sealed question to a sealed model, as separate processes on this machine
 # make test   everything that CI runs: lint, types, layers, unit, property, vectors, contracts, scenarios
+# make test-browser   other people's packages in a real Chromium ask our gateway; slow lane, not part of make test
 # make bench  sealed against plain, interleaved pairs in one run
 # make fuzz   the properties and parsers with many more examples (EXAMPLES=5000), bounded to half an hour
 # Each does its own set-up, and is quick the second time.
@@ -13,16 +14,19 @@ PYTEST_ARGS ?=
 # A virtual environment does not survive being moved or copied: then it is set up again.
 MOVED := $(shell [ "$$(cat $(VENV)/.made-at 2>/dev/null)" = "$$(pwd -P)" ] || echo moved)
 
-.PHONY: moved demo test lint unit bench fuzz train clean help
+.PHONY: moved demo test test-browser lint unit bench fuzz train clean help
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 $(VENV)/.demo-ready: pyproject.toml constraints.txt scripts/setup.sh $(MOVED)
 	@scripts/setup.sh demo
 
 $(VENV)/.test-ready: pyproject.toml constraints.txt scripts/setup.sh $(MOVED)
 	@scripts/setup.sh test
+
+$(VENV)/.browser-ready: pyproject.toml constraints.txt scripts/setup.sh $(MOVED)
+	@scripts/setup.sh browser
 
 # By the environment and not expanded: a question may hold quotes, dollars and backticks.
 demo: export DEMO_QUESTION := $(value QUESTION)
@@ -40,6 +44,9 @@ unit: $(VENV)/.test-ready
 
 test: lint
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+test-browser: $(VENV)/.browser-ready
+	@$(BIN)/pytest tests/browser -m browser $(PYTEST_ARGS)
 
 bench: $(VENV)/.test-ready
 	@$(BIN)/python benchmarks/sealed_vs_plain.py

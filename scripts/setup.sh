@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Set up a fresh Debian machine for `make demo` or `make test`: virtual environment, Python packages, and as
-# root what the tests drive from outside (Node for the npm packages). Idempotent; quick the second time.
+# Set up a fresh Debian machine for `make demo`, `make test` or `make test-browser`: virtual environment, Python
+# packages, and as root what the tests drive from outside (Node for the npm packages; for the browser lane Chromium,
+# too). Idempotent; quick the second time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-lane=${1:?usage: scripts/setup.sh demo|test}
+lane=${1:?usage: scripts/setup.sh demo|test|browser}
 venv=.venv
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore DEBIAN_FRONTEND=noninteractive
 
@@ -58,7 +59,7 @@ fi
 # pip prints nothing for minutes on a slow line: say what is happening.
 say "installing Python packages ($lane) into $venv; minutes the first time on a slow line"
 "$venv/bin/python" -m pip install -q -U "pip>=25.1" # the first that knows dependency groups
-if [ "$lane" = test ]; then
+if [ "$lane" != demo ]; then
   # Exactly this build of torch, before anything that could pull another.
   "$venv/bin/python" -m pip install -q "torch==2.13.0" numpy
   "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,httpx]' --group dev
@@ -66,9 +67,14 @@ if [ "$lane" = test ]; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
   fi
+  if [ "$lane" = browser ] && ! command -v chromium >/dev/null && ! apt_install --no-install-recommends chromium; then
+    [ "${CI:-}" != true ] || exit 1
+    say "going on without: the tests that need it are skipped"
+  fi
 else
   "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[inference]' --group demo
 fi
 echo "$here" >"$venv/.made-at"
 touch "$venv/.$lane-ready"
-[ "$lane" != test ] || touch "$venv/.demo-ready"
+# Each lane has what the one before it has.
+[ "$lane" = demo ] || touch "$venv/.demo-ready" "$venv/.test-ready"

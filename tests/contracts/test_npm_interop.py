@@ -6,26 +6,20 @@
 
 from __future__ import annotations
 
-import fcntl
-import filecmp
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from cloister.channel import bhttp, hpke, ohttp
 from cloister.channel.hpke import Aead, Kem, KeyPair, Suite
+from npm_packages import INSTALLED, SOURCES, cannot, install
 
 pytestmark = [pytest.mark.npm, pytest.mark.timeout(400)]  # the first test waits for npm
 
-SOURCES = Path(__file__).parent / "node"
-INSTALLED = Path(__file__).parents[2] / "build" / "npm"
-FILES = ("package.json", "package-lock.json", "peer.mjs")
 Peer = Callable[..., dict[str, Any]]
 
 KEMS = pytest.mark.parametrize("kem", Kem, ids=lambda kem: kem.name)
@@ -41,19 +35,13 @@ NO_QUERY = {**REQUEST, "url": "https://example.com/v1/chat"}
 RESPONSE = {"status": 201, "headers": HEADERS, "body": BODY.hex()}
 
 
-def cannot(reason: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def peer() -> Peer:
     """Calls one operation of peer.mjs; installs what it needs when it is not there yet."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
+    node = shutil.which("node")
+    if node is None:
         cannot("NOT RUN: the channel against npm packages; install nodejs (18 or later) and npm")
-    install(npm)
+    install()
 
     def call(op: str, **options: Any) -> dict[str, Any]:
         done = subprocess.run(
@@ -69,31 +57,6 @@ def peer() -> Peer:
         return answer
 
     return call
-
-
-def install(npm: str) -> None:
-    """Bring ``build/npm`` up to date; test processes that run beside each other wait for the first."""
-    INSTALLED.mkdir(parents=True, exist_ok=True)
-    with (INSTALLED / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        changed = [name for name in FILES if not same(SOURCES / name, INSTALLED / name)]
-        for name in changed:
-            shutil.copyfile(SOURCES / name, INSTALLED / name)
-        if "package-lock.json" not in changed and (INSTALLED / "installed").exists():
-            return
-        (INSTALLED / "installed").unlink(missing_ok=True)
-        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        try:
-            subprocess.run(command, cwd=INSTALLED, capture_output=True, text=True, timeout=180, check=True)
-        except subprocess.TimeoutExpired:
-            cannot("NOT RUN: the channel against npm packages; npm ci took more than three minutes")
-        except subprocess.CalledProcessError as error:
-            cannot(f"NOT RUN: the channel against npm packages; npm ci failed: {error.stderr.strip()[-300:]}")
-        (INSTALLED / "installed").touch()
-
-
-def same(one: Path, other: Path) -> bool:
-    return other.exists() and filecmp.cmp(one, other, shallow=False)
 
 
 def test_the_lock_file_names_no_registry_and_pins_every_package() -> None:
