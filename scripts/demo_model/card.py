@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import math
 import random
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,15 @@ QUESTIONS = [
     "What are the treatments for high blood pressure?",
     "What causes gout?",
     "What is a stroke?",
-    "How can I prevent heart disease?",
+    "How can kidney stones be prevented?",
     "What are the symptoms of pneumonia?",
-    "Who is at risk for osteoporosis?",
+    "What is lupus?",
     "How is tuberculosis diagnosed?",
     "What is migraine?",
+]
+BEYOND = [
+    "What is Tay-Sachs disease?",
+    "Which foods are rich in vitamin C?",
 ]
 
 TEMPLATE = """# Model card: {file}
@@ -43,7 +48,7 @@ developed without downloading anything. It answers common health questions in on
 
 **It is not medical advice, and it is not a medical device.** The model is very small. It repeats what it has learnt
 about common conditions, and for anything else it writes fluent text that is often wrong. It cannot follow
-instructions, reason, translate or use documents given to it. Its sources are web pages from before 2019.
+instructions, reason, translate or use documents given to it. Its sources are web pages of 2019 or earlier.
 
 | | |
 |---|---|
@@ -66,7 +71,8 @@ The only training data is **MedQuAD**, used under the
 > 20, 511 (2019). <https://doi.org/10.1186/s12859-019-3119-4>. Data: <https://github.com/abachaa/MedQuAD>
 
 MedQuAD was compiled from web pages of the U.S. National Institutes of Health and the Centers for Disease Control and
-Prevention: {collections} (pairs used from each). Neither the authors nor these institutions endorse this model.
+Prevention. Pairs used from each collection: {collections}.
+Neither the authors of MedQuAD nor these institutions endorse this model.
 
 The weights are published under the same licence, CC BY 4.0: to share or adapt them, credit MedQuAD as above and the
 Cloister project, link the licence, and say what you changed.
@@ -77,21 +83,22 @@ links, headings, pronunciations) was dropped; missing apostrophes and lost dashe
 recognised. Of several answers to the same question one was kept. Questions were rephrased from templates and their
 capitals varied. For general health topics, further pairs (symptoms, treatment, causes and so on) were made from the
 sentences of the topic's summary. Pairs on about a hundred common conditions are shown several times as often as others,
-those on rare diseases less often. The {small_talk} small-talk answers ("Hello", "Who are you?") were written by this
-project.
+those on rare diseases less often. The project wrote {small_talk} small-talk answers ("Hello", "Who are you?").
 
 ## Training
 
 {steps} steps, **{tokens:,} tokens** ({scored:,} of them answer tokens, which alone carry the loss) in
 **{minutes:.0f} minutes** on {machine}, in float32: {passes} weighted passes over {train_pairs} pairs, the
 first quarter of the time on all collections alike, the rest mostly on common conditions. Muon for the matrices, AdamW
-for embedding and norms; learning rate warmed up, held, and lowered linearly to zero. Seed {seed}.{note}
+for embedding and norms; learning rate warmed up, held, and lowered linearly to zero. Seed {seed}.
+
+{note}
 
 ## Evaluation
 
-A held-out split of {held_pairs} pairs ({held_share:.0%} of the questions outside the list of common conditions, chosen by
-a seeded hash of the question) was never trained on. Measured with the weights of the file above, in the corpus's own
-wording:
+A held-out split of {held_pairs} pairs ({held_share:.0%} of the questions outside the list of common conditions, chosen
+by a seeded hash of the question) was never trained on; {derived} of them are made of sentences from a summary that was
+trained on under another question. Measured with the weights of the file above, in the corpus's own wording:
 
 | Answers | Mean loss per token (nats) | Perplexity | Tokens |
 |---|---|---|---|
@@ -107,6 +114,10 @@ data, or about a rare one, and the answer will read well and be wrong.
 Verbatim, greedy decoding (temperature 0), from this file through llama.cpp:
 
 {answers}
+
+And two that lie beyond what the second phase of training dwelt on, to show what to expect there:
+
+{beyond}
 
 ## Reproduce
 
@@ -136,10 +147,9 @@ def load_exported(path: Path, cfg: Config) -> Llama:
     return model.eval()
 
 
-def ten_answers(path: Path) -> str:
-    engine = Engine(path)
+def answer_all(engine: Engine, questions: list[str]) -> str:
     blocks = []
-    for question in QUESTIONS:
+    for question in questions:
         answer = engine.chat([{"role": "user", "content": question}]).strip()
         blocks.append(f"**{question}**\n\n" + "\n".join(f"> {line}".rstrip() for line in answer.splitlines()))
     return "\n\n".join(blocks)
@@ -159,6 +169,8 @@ def run(args: argparse.Namespace) -> None:
     held_loss, held_tokens = evaluate(model, held_out, encoder, cpu)
     common_loss, common_tokens = evaluate(model, common, encoder, cpu)
     train_loss, train_tokens = evaluate(model, sample, encoder, cpu)
+    derived = sum(p.source == "MPlusHealthTopics" and p.qtype != "information" for p in held_out)
+    engine = Engine(args.gguf)
     by_source = Counter(p.source for p in train_pairs + held_out)
     text = TEMPLATE.format(
         file=args.gguf.name,
@@ -178,9 +190,10 @@ def run(args: argparse.Namespace) -> None:
         passes=position["deck"] + 1,
         train_pairs=len(train_pairs),
         seed=settings["seed"],
-        note=" " + args.note if args.note else "",
+        note="\n".join(textwrap.wrap(args.note, 119)),
         held_pairs=len(held_out),
         held_share=HELD_OUT,
+        derived=derived,
         held_loss=held_loss,
         held_ppl=math.exp(held_loss),
         held_tokens=held_tokens,
@@ -190,9 +203,10 @@ def run(args: argparse.Namespace) -> None:
         train_loss=train_loss,
         train_ppl=math.exp(train_loss),
         train_tokens=train_tokens,
-        answers=ten_answers(args.gguf),
+        answers=answer_all(engine, QUESTIONS),
+        beyond=answer_all(engine, BEYOND),
         budget=settings["budget"],
     )
     output: Path = args.output or args.gguf.parent / "MODEL_CARD.md"
-    output.write_text(text, encoding="utf-8")
+    output.write_text(text.replace("\n\n\n", "\n\n"), encoding="utf-8")
     Console().print(f"{output}: held-out loss {held_loss:.3f}, {position['tokens']} tokens")

@@ -57,7 +57,7 @@ _TYPE_WEIGHT = {
     "research": 0.3,
     "stages": 0.5,
 }
-_FOCUS_WEIGHT = {"GARD": 0.05, "GHR": 0.05, "NINDS": 0.1, "CancerGov": 0.1}  # 0.15 for the others
+_FOCUS_WEIGHT = {"GARD": 0.05, "GHR": 0.05, "NINDS": 0.1, "CancerGov": 0.1}  # 0.3 for the others
 COMMON_WEIGHT = 4.0
 SMALL_TALK_SHARE = 8  # conversations per group of small talk in one pass
 
@@ -95,10 +95,10 @@ class Pair:
     def focus(self) -> float:
         """The weight in the second phase of training, which is spent on what visitors ask for most."""
         if self.name in COMMON:
-            return 3.0 if self.qtype in FOLLOW_UPS and self.qtype != "outlook" else 1.0
+            return 2.0 if self.qtype in ("information", "symptoms", "treatment", "causes") else 1.0
         if self.source == "MPlusHealthTopics" and self.qtype == "information":
-            return 0.5
-        return _FOCUS_WEIGHT.get(self.source, 0.15) * self.weight
+            return 1.0
+        return _FOCUS_WEIGHT.get(self.source, 0.3) * self.weight
 
     @property
     def key(self) -> str:
@@ -172,7 +172,7 @@ def build_pairs(records: list[dict[str, str]], seed: int) -> tuple[list[Pair], l
             rank += 5  # an answer that never names its subject is usually a fragment of a longer page
         weight = _SOURCE_WEIGHT.get(source, 1.0) * _TYPE_WEIGHT.get(qtype, 1.0)
         weight = max(weight, COMMON_WEIGHT) if name in COMMON else weight
-        pair = Pair(name, qtype, answer, shorten(sentences, FOCUS_WORDS), source, weight)
+        pair = Pair(name, qtype, answer, shorten(sentences, FOCUS_WORDS) or answer, source, weight)
         if pair.key not in best or rank < best[pair.key][0]:
             best[pair.key] = (rank, pair)
         if source == "MPlusHealthTopics":
@@ -189,7 +189,9 @@ def build_pairs(records: list[dict[str, str]], seed: int) -> tuple[list[Pair], l
             weight = 2.0 if name in COMMON else 0.5
             best[key] = (
                 0,
-                Pair(name, qtype, answer, shorten(picked, FOCUS_WORDS), "MPlusHealthTopics", weight),
+                Pair(
+                    name, qtype, answer, shorten(picked, FOCUS_WORDS) or answer, "MPlusHealthTopics", weight
+                ),
             )
     pairs = [p for _, p in best.values()]
     train = [p for p in pairs if not _held_out(p.key, seed)]
