@@ -11,6 +11,7 @@ from pathlib import Path
 import anthropic
 import httpx
 import httpx2
+import huggingface_hub
 import openai
 import pytest
 
@@ -139,6 +140,20 @@ def test_an_sdk_for_httpx2_from_another_maker_takes_the_client(service: Service)
             anthropic.NotFoundError
         ):  # the echo has no such path, and says so through the seal
             other.messages.create(model=MODEL, max_tokens=1, messages=MESSAGES)
+
+
+def test_hugging_face_s_client_speaks_through_the_seal(service: Service):
+    huggingface_hub.set_client_factory(lambda: cloister.connect(service.url, policy=service.policy))
+    try:
+        client = huggingface_hub.InferenceClient(base_url=f"{service.url}/v1", api_key="sk-hub")
+        whole = client.chat_completion(messages=MESSAGES, model=MODEL)
+        parts = client.chat_completion(messages=MESSAGES, model=MODEL, stream=True)
+        assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+        assert whole.choices[0].message.content
+        assert service.asked[-1].sealed
+        assert service.asked[-1].headers["authorization"] == "Bearer sk-hub"
+    finally:
+        huggingface_hub.set_client_factory(httpx2.Client)
 
 
 def test_programs_on_httpx_take_the_adapter(service: Service):
