@@ -36,12 +36,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     train.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     train.add_argument(
-        "--focus-after", type=float, default=0.25, help="share of the run before the second phase"
+        "--focus-after", type=float, default=0.3, help="share of the run before the second phase"
     )
-    train.add_argument("--batch", type=int, default=8, help="rows per step, each one context window long")
-    train.add_argument("--lr", type=float, default=0.004, help="peak rate of Muon, for the matrices")
+    train.add_argument("--batch", type=int, default=4, help="rows per step, each one context window long")
+    train.add_argument("--lr", type=float, default=0.003, help="peak rate of Muon, for the matrices")
     train.add_argument(
-        "--embed-lr", type=float, default=0.003, help="peak rate of AdamW, for embedding and norms"
+        "--embed-lr", type=float, default=0.0025, help="peak rate of AdamW, for embedding and norms"
     )
     train.add_argument(
         "--seed", type=int, default=1, help="seed of the held-out split, the sampling and the weights"

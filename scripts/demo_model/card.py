@@ -88,8 +88,8 @@ those on rare diseases less often. The project wrote {small_talk} small-talk ans
 ## Training
 
 {steps} steps, **{tokens:,} tokens** ({scored:,} of them answer tokens, which alone carry the loss) in
-**{minutes:.0f} minutes** on {machine}, in float32: {passes} weighted passes over {train_pairs} pairs, the
-first quarter of the time on all collections alike, the rest mostly on common conditions. Muon for the matrices, AdamW
+**{minutes:.0f} minutes** on {machine}, in float32: {passes} weighted passes over {train_pairs} pairs, about
+the first third of the time on all collections alike, the rest mostly on common conditions. Muon for the matrices, AdamW
 for embedding and norms; learning rate warmed up, held, and lowered linearly to zero. Seed {seed}.
 
 {note}
