@@ -7,9 +7,7 @@ happens to the file. That the host can read it is the operator's choice.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,13 @@ from typing import Final, Protocol
 from cloister.encoding import labelled_hash
 from cloister.errors import InferenceError, UsageError
 from cloister.sealing import KeySource
-from cloister.sealing.descriptors import write_all
+from cloister.sealing.descriptors import frozen_memory, write_all
 from cloister.sealing.directory import unseal_to_memory
 from cloister.sealing.index import Index, open_index
 
 PLAIN_LABEL = "cloister/plain-model/v1"
 GGUF_MAGIC = b"GGUF"
 _CHUNK: Final = 1 << 20
-_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Model(Protocol):
@@ -72,24 +69,20 @@ class PlainModel:
 
     def open(self, keys: KeySource | None) -> int:
         """A memfd that nobody can write any more. Raises InferenceError if the file is no longer what was measured."""
-        descriptor = os.memfd_create("cloister", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            if self._copy(descriptor) != self.digest:
-                raise InferenceError(
-                    f"{self.path} changed after it was measured",
-                    todo="launch again, so that it is measured anew",
-                )
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            return frozen_memory(self._fill)
         except OSError as error:
-            os.close(descriptor)
             raise InferenceError(
                 f"{self.path} cannot be read into memory: {error.strerror}",
                 todo="give the workload more memory",
             ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+
+    def _fill(self, descriptor: int) -> None:
+        if self._copy(descriptor) != self.digest:
+            raise InferenceError(
+                f"{self.path} changed after it was measured",
+                todo="launch again, so that it is measured anew",
+            )
 
     def _copy(self, descriptor: int) -> bytes:
         """Copy at most ``size`` bytes; the digest of exactly the bytes that were copied."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -44,6 +45,22 @@ def create_new(path: Path, mode: int) -> Iterator[int]:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
     finally:
         os.close(descriptor)
+
+
+def frozen_memory(fill: Callable[[int], None]) -> int:
+    """Anonymous memory filled by ``fill`` and then closed to every change: a memfd, the caller's to close.
+
+    Raises what ``fill`` raises, and :class:`OSError`; nothing is left open then.
+    """
+    descriptor = os.memfd_create("cloister", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        fill(descriptor)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def reader_of(descriptor: int) -> ReadInto:

@@ -7,7 +7,6 @@ verified; leaves nothing half-written. Formats: docs/spec/sealed-file.md, docs/s
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import threading
@@ -17,6 +16,7 @@ from typing import TypeAlias
 
 from cloister.errors import FormatError, SealingError, UsageError
 from cloister.sealing import KeySource
+from cloister.sealing.descriptors import frozen_memory
 from cloister.sealing.files import Entropy, rewrap_file, seal_file, unseal_into
 from cloister.sealing.index import (
     INDEX_NAME,
@@ -160,8 +160,8 @@ def unseal_to_memory(
     verified. Raises the errors of sealing (errors.py), and of ``keys``.
     """
     entry = index.entry(path)
-    descriptor = os.memfd_create("cloister", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
+
+    def fill(descriptor: int) -> None:
         os.truncate(descriptor, entry.size)
         # Written rather than mapped: the kernel then need not zero each page and fault it in, which took
         # half of the time; and bytes that did not authenticate never reach the memfd.
@@ -174,18 +174,14 @@ def unseal_to_memory(
             workers=workers or _cpus(),
             tally=Tally(entry.size, progress),
         )
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+
+    try:
+        return frozen_memory(fill)
     except OSError as error:
-        os.close(descriptor)
         raise SealingError(
             f"cannot hold the {entry.size} bytes of {path} in memory: {error.strerror}",
             todo="give the workload more memory",
         ) from None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def rewrap_directory(directory: Path, index: Index, keys: KeySource, *, new_uri: str, new_kek: bytes) -> None:
