@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,28 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments: list[str], code: int, 
     assert "Traceback" not in done.stderr
     if arguments:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("command", [["serve", "m", "--no-api-keys"], ["broker", "serve", "--state", "s"]])
+def test_a_command_whose_extra_is_not_installed_says_what_to_install(
+    command: list[str], tmp_path: Path
+) -> None:
+    from cloister.attester.simulated import SimulatedPlatform
+
+    SimulatedPlatform.create(tmp_path / "tee", now=int(time.time()))
+    arguments = [*command, "--simulated-tee", str(tmp_path / "tee"), "--port", "0"]
+    if command[0] == "broker":
+        arguments += ["--passphrase-file", "p"]
+    program = (
+        "import sys; sys.modules['starlette'] = None; sys.modules['uvicorn'] = None;"
+        f"from cloister.cli import main; main({arguments!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].endswith("pip install 'cloister[inference]'")
+    assert "Traceback" not in done.stderr
 
 
 def test_with_json_an_error_is_json() -> None:

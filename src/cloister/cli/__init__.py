@@ -20,6 +20,8 @@ from cloister.cli import broker, keys, measure, seal, serve, simulate, unseal
 from cloister.errors import EXIT_USAGE, CloisterError
 
 EXIT_INTERRUPTED = 130
+_EXTRAS = {"starlette": "inference", "uvicorn": "inference", "xllamacpp": "inference"}
+"""Which extra brings a package that a plain installation lacks."""
 
 
 def _version(asked: bool) -> None:
@@ -74,6 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_USAGE)
     except click.ClickException as error:
         _say(f"usage: {_once(error.format_message())}", EXIT_USAGE, as_json, layer="usage")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        _say(
+            f"usage: this command needs {package}, which is not installed; pip install 'cloister[{_EXTRAS[package]}]'",
+            EXIT_USAGE, as_json, layer="usage",
+        )  # fmt: skip
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
