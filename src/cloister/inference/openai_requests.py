@@ -8,7 +8,6 @@ raw grammars, files or addresses to fetch) have no name here, so they cannot be 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -19,17 +18,12 @@ from cloister.encoding import Record, parse_json
 from cloister.errors import FormatError
 from cloister.inference.api_errors import RequestRefused
 from cloister.inference.engines import Kind
-from cloister.inference.schema_limits import check_ranges, check_whole
+from cloister.inference.schema_limits import check_schemas
 
 MAX_BODY: Final = 4 << 20
 MAX_PROMPTS: Final = 16
 MAX_INPUTS: Final = 2048
 INPUTS_AT_ONCE: Final = 8
-MAX_SCHEMA: Final = 64 << 10
-MAX_REPETITIONS: Final = 256
-_REPETITIONS: Final = frozenset(
-    {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
-)
 COMPLETION_TOKENS: Final = 16
 """OpenAI's default of ``max_tokens`` for completions."""
 
@@ -184,7 +178,7 @@ def convert(body: Json, kind: type[_T]) -> _T:
 
 def chat_request(request: ChatRequest) -> EngineRequest:
     """The engine's body for a chat completion. Raises RequestRefused."""
-    _check_schemas(request.response_format, request.tools)
+    check_schemas(request.response_format, request.tools)
     body = _common(request)
     body["messages"] = [_message(message) for message in request.messages]
     tokens = request.max_completion_tokens or request.max_tokens
@@ -319,45 +313,3 @@ def _message(message: Message) -> Json:
         if value is not None:
             told[name] = value
     return told
-
-
-def _check_schemas(response_format: Json | None, tools: list[Json] | None) -> None:
-    # A schema is compiled to a grammar by recursive code in C++, which prints what it cannot compile to standard
-    # error: so only small schemas of what it can. Depth is bounded by `parse_json` already.
-    for param, value in (("response_format", response_format), ("tools", tools)):
-        if value is None:
-            continue
-        if len(msgspec.json.encode(value)) > MAX_SCHEMA:
-            raise RequestRefused(f"{param} is over {MAX_SCHEMA} bytes", code="invalid_value", param=param)
-        _check_schema(value, param)
-    for param, schema in _schemas(response_format or {}, tools or []):
-        check_whole(schema, param)
-
-
-def _schemas(response_format: Json, tools: list[Json]) -> Iterator[tuple[str, object]]:
-    """Everything that references inside can be relative to, and the field it came in."""
-    yield "response_format", response_format.get("schema")
-    named = response_format.get("json_schema")
-    yield "response_format", named.get("schema") if isinstance(named, dict) else None
-    for tool in tools:
-        function = tool.get("function")
-        yield "tools", function.get("parameters") if isinstance(function, dict) else None
-
-
-def _check_schema(value: object, param: str) -> None:
-    if isinstance(value, list):
-        for item in value:
-            _check_schema(item, param)
-    if not isinstance(value, dict):
-        return
-    check_ranges(value, param)
-    for name, item in value.items():
-        if name == "pattern" and isinstance(item, str):
-            raise RequestRefused(
-                f"{param}: patterns in schemas are not supported", code="unsupported", param=param
-            )
-        if name in _REPETITIONS and isinstance(item, int | float) and not 0 <= item <= MAX_REPETITIONS:
-            raise RequestRefused(
-                f"{param}: {name} is over {MAX_REPETITIONS}", code="invalid_value", param=param
-            )
-        _check_schema(item, param)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
+
 from cloister.inference.api_errors import RequestRefused
 
 MAX_REFERENCES: Final = 16
@@ -21,10 +23,58 @@ MAX_CHOICES: Final = 1000
 """Values, alternatives and properties of a whole schema. Compiling them takes time with their square, in which no
 other client's answer goes on."""
 
+MAX_SCHEMA: Final = 64 << 10
+MAX_REPETITIONS: Final = 256
+_REPETITIONS: Final = frozenset(
+    {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
+)
 _RANGES: Final = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 _CHOICES: Final = ("enum", "anyOf", "oneOf", "properties", "type")
 _LOWER: Final = ("minimum", "exclusiveMinimum")
 _UPPER: Final = ("maximum", "exclusiveMaximum")
+
+
+def check_schemas(response_format: dict[str, Any] | None, tools: list[dict[str, Any]] | None) -> None:
+    """Every schema that a chat request carries. Raises RequestRefused."""
+    # A schema is compiled to a grammar by recursive code in C++, which prints what it cannot compile to standard
+    # error: so only small schemas of what it can. Depth is bounded by `parse_json` already.
+    for param, value in (("response_format", response_format), ("tools", tools)):
+        if value is None:
+            continue
+        if len(msgspec.json.encode(value)) > MAX_SCHEMA:
+            raise RequestRefused(f"{param} is over {MAX_SCHEMA} bytes", code="invalid_value", param=param)
+        _check_schema(value, param)
+    for param, schema in _schemas(response_format or {}, tools or []):
+        check_whole(schema, param)
+
+
+def _schemas(response_format: dict[str, Any], tools: list[dict[str, Any]]) -> Iterator[tuple[str, object]]:
+    """Everything that references inside can be relative to, and the field it came in."""
+    yield "response_format", response_format.get("schema")
+    named = response_format.get("json_schema")
+    yield "response_format", named.get("schema") if isinstance(named, dict) else None
+    for tool in tools:
+        function = tool.get("function")
+        yield "tools", function.get("parameters") if isinstance(function, dict) else None
+
+
+def _check_schema(value: object, param: str) -> None:
+    if isinstance(value, list):
+        for item in value:
+            _check_schema(item, param)
+    if not isinstance(value, dict):
+        return
+    check_ranges(value, param)
+    for name, item in value.items():
+        if name == "pattern" and isinstance(item, str):
+            raise RequestRefused(
+                f"{param}: patterns in schemas are not supported", code="unsupported", param=param
+            )
+        if name in _REPETITIONS and isinstance(item, int | float) and not 0 <= item <= MAX_REPETITIONS:
+            raise RequestRefused(
+                f"{param}: {name} is over {MAX_REPETITIONS}", code="invalid_value", param=param
+            )
+        _check_schema(item, param)
 
 
 def check_ranges(schema: dict[str, Any], param: str) -> None:
