@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from cloister.errors import UsageError
 from cloister.inference.api_errors import wrong_key
+from cloister.sealing.descriptors import read_private
 
 MIN_LENGTH: Final = 16
 MAX_LENGTH: Final = 512
@@ -41,16 +40,7 @@ class ApiKeys:
     @classmethod
     def read(cls, path: Path) -> ApiKeys:
         """One key a line; empty lines and those that start with ``#`` are left out. Raises UsageError."""
-        try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
-                    raise UsageError(
-                        f"the API key file {path} can be read by others", todo=f"run: chmod 600 {path}"
-                    )
-                data = file.read(MAX_FILE + 1)
-        except OSError as error:
-            raise UsageError(f"the API key file {path} cannot be read: {error.strerror}") from None
+        data = read_private(path, what="the API key file", limit=MAX_FILE)
         if len(data) > MAX_FILE:
             raise UsageError(f"the API key file {path} is over {MAX_FILE} bytes long")
         try:

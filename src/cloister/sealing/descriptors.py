@@ -47,6 +47,25 @@ def create_new(path: Path, mode: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+def read_private(path: Path, *, what: str, limit: int) -> bytes:
+    """At most ``limit`` + 1 bytes of a plain file that nobody but its owner may use; ``what`` names it in errors.
+
+    Links are followed: secrets are often mounted as links. Raises :class:`~cloister.errors.UsageError`, which
+    never shows contents.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode) or mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise UsageError(f"{what} {path} can be read by others", todo=f"run `chmod 600 {path}`")
+            return file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(
+            f"{what} {path} cannot be read ({error.strerror})",
+            todo="name an existing file that only you can read",
+        ) from None
+
+
 def frozen_memory(fill: Callable[[int], None]) -> int:
     """Anonymous memory filled by ``fill`` and then closed to every change: a memfd, the caller's to close.
 

@@ -7,12 +7,12 @@ taken for a key-encryption key. Nothing secret appears in errors or representati
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from cloister.encoding import b64url_decode, b64url_encode, labelled_hash
 from cloister.errors import FormatError, KeyUnavailable, UsageError
+from cloister.sealing.descriptors import read_private
 from cloister.sealing.uri import parse_key_uri
 
 SECRET_SIZE = 32
@@ -102,16 +102,9 @@ def read_secret(path: Path, kind: str) -> bytes:
 
 
 def _read(path: Path) -> tuple[str, bytes]:
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read(_MAX_FILE + 1)
-    except FileNotFoundError:
-        raise UsageError(f"there is no key file {path}", todo="make one with `cloister keys new`") from None
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UsageError(f"others than its owner may use {path}", todo=f"run `chmod 600 {path}`")
+    if not path.exists():
+        raise UsageError(f"there is no key file {path}", todo="make one with `cloister keys new`")
+    data = read_private(path, what="the key file", limit=_MAX_FILE)
     try:
         lines = data.decode("ascii").split("\n")
         kind, encoded, rest = lines

@@ -7,7 +7,6 @@ runs the broker knows it, so this mode protects a lost disk, not an owner from t
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from cloister.encoding import labelled_hash
 from cloister.errors import KeystoreError, UsageError
+from cloister.sealing.descriptors import read_private
 
 FORMAT: Final = "cloister/broker-state/v1"
 STATE_KEY_LABEL = "cloister/broker-state-key/v1"
@@ -100,19 +100,7 @@ def open_state_key(sealed: SealedStateKey, passphrase: bytes) -> bytes:
 
 def read_passphrase(path: Path) -> bytes:
     """The passphrase in a file of mode 0600 or stricter. Raises :class:`UsageError`; never shows its content."""
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
-                raise UsageError(
-                    f"the passphrase file {path} can be read by others", todo=f"run: chmod 600 {path}"
-                )
-            text = file.read(MAX_PASSPHRASE + 2)
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the passphrase file {path} ({error.strerror})",
-            todo="write a passphrase to a file that only you can read",
-        ) from None
+    text = read_private(path, what="the passphrase file", limit=MAX_PASSPHRASE + 1)
     passphrase = text.removesuffix(b"\n")
     if not MIN_PASSPHRASE <= len(passphrase) <= MAX_PASSPHRASE:
         raise UsageError(
