@@ -12,8 +12,8 @@ from cloister.encoding import decode_json
 from cloister.endorsements.roots import (
     INTEL_ROOT,
     INTEL_SGX_ROOT_SHA256,
-    intel_root_certificate,
     simulated_root,
+    vendor_certificate,
 )
 from cloister.errors import (
     AppraisalRefused,
@@ -318,8 +318,8 @@ def test_the_shipped_root_is_the_one_that_others_ship() -> None:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     google = x509.load_pem_x509_certificate(vectors(f"{GOOGLE}/trusted_root.pem").read_bytes())
-    assert intel_root_certificate() == google.public_bytes(Encoding.DER)
-    assert intel_root_certificate() == vectors(f"{PHALA}/TrustedRootCA.der").read_bytes()
+    assert vendor_certificate(INTEL_ROOT) == google.public_bytes(Encoding.DER)
+    assert vendor_certificate(INTEL_ROOT) == vectors(f"{PHALA}/TrustedRootCA.der").read_bytes()
 
 
 def test_genuine_hardware_is_refused_under_a_simulated_root() -> None:

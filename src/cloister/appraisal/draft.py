@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from cloister.appraisal.policy import FORMAT, TDX_MEASUREMENTS, Platform, load_policy
+from cloister.appraisal.policy import FORMAT, load_policy
+from cloister.appraisal.reference_intel import TDX_MEASUREMENTS, Platform
 from cloister.errors import PolicyError
 from cloister.evidence.bundle import TeeKind
 from cloister.evidence.eventlog import LaunchEvent
@@ -79,6 +80,8 @@ def draft_from_claims(
     claims: Claims, *, max_age_seconds: int = DEFAULT_MAX_AGE, title: str = "observed, not yet judged"
 ) -> str:
     """The policy that would have accepted ``claims``: a start for review, not a recommendation."""
+    if claims.tcb_status is None or claims.tcb_evaluation_number is None:
+        raise PolicyError(f"there is no draft for {claims.tee} evidence")
     return draft_policy(
         tee=claims.tee,
         measurements=claims.measurements,

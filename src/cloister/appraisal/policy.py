@@ -10,76 +10,58 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from cloister.appraisal.hardware import Hardware, check_hardware
+from cloister.appraisal.reference_intel import (
+    Platform,
+    SgxReference,
+    Tcb,
+    TdxReference,
+    check_sgx,
+    check_tcb,
+    check_tdx,
+)
+from cloister.appraisal.reference_nvidia import NvidiaReference, check_nvidia
+from cloister.appraisal.reference_snp import SnpReference, check_snp
+from cloister.appraisal.reference_tpm import AzureReference, TpmReference, check_azure, check_tpm
+from cloister.appraisal.values import check_digests, check_some
 from cloister.encoding import Record, convert, encode_json, from_hex
-from cloister.endorsements.roots import INTEL_ROOT, VENDOR_ROOT_SHA256S, Root, simulated_root
+from cloister.endorsements.roots import (
+    AMD_ROOTS,
+    INTEL_ROOT,
+    NVIDIA_DEVICE_ROOT,
+    NVIDIA_RIM_ROOT,
+    VENDOR_ROOT_SHA256S,
+    Root,
+    named_root,
+    simulated_root,
+)
 from cloister.errors import CloisterError, FormatError, PolicyError
 from cloister.evidence.bundle import TeeKind
-from cloister.evidence.eventlog import MAX_PAYLOAD
-from cloister.verifier.rules import TCB_STATUSES, IntelRules
 
 FORMAT: Final = "cloister/policy/v1"
 MAX_POLICY = 256 * 1024
 MAX_AGE = 30 * 24 * 3600
 """Upper bound of ``max_age_seconds``: collateral lives about as long."""
-MAX_GRACE = 10 * 365 * 24 * 3600
-TDX_MEASUREMENTS: Final = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
-
-Values = tuple[str, ...] | Literal["any"]
-"""Accepted digests in lower-case hexadecimal, or the spelled-out word."""
-
-
-class Tcb(Record, frozen=True, kw_only=True):
-    """``[tcb]``: how up to date the platform has to be."""
-
-    min_evaluation_number: int
-    accepted_statuses: tuple[str, ...] = ("UpToDate",)
-    rejected_advisories: tuple[str, ...] | None = None
-    out_of_date_grace_seconds: int | None = None
-    """How old the TCB level of an accepted ``OutOfDate`` platform may be; required with that status only."""
-
-
-class Platform(Record, frozen=True, kw_only=True):
-    """``[platform]``: properties of genuine platforms that have to be accepted explicitly."""
-
-    allow_dynamic_platform: bool = False
-    allow_cached_keys: bool = False
-    allow_smt: bool = False
+VENDORS: Final = ("intel", "amd", "nvidia")
 
 
 class Roots(Record, frozen=True, kw_only=True):
-    """``[roots]``: vendors' by default (``vendor = ["intel"]``), or one simulated root by its SHA-256."""
+    """``[roots]``: vendors' by default, or simulated ones by their SHA-256; never both."""
 
     vendor: tuple[str, ...] | None = None
+    """Vendors whose embedded roots are accepted; without the field all whose tables stand in the policy."""
     simulated: str | None = None
-
-
-class TdxReference(Record, frozen=True, kw_only=True):
-    """``[tdx]``: reference values of a trust domain. Its presence accepts the kind."""
-
-    mrtd: Values
-    rtmr0: Values
-    rtmr1: Values
-    rtmr2: Values
-    rtmr3: Values
-    events: dict[str, Values] | None = None
-    """Launch events that must have happened: name -> accepted payloads, hexadecimal, or "any".
-
-    Where there is such a table, an event that it does not name is refused.
-    """
-    service_td: tuple[str, ...] | None = None
-    """Accepted MRSERVICETD digests; without the field a TD bound to a service TD is refused."""
-
-
-class SgxReference(Record, frozen=True, kw_only=True):
-    """``[sgx]``: reference values of an enclave: ``mrenclave``, or signer, product and lowest version."""
-
-    mrenclave: tuple[str, ...] | None = None
-    mrsigner: tuple[str, ...] | None = None
-    isv_prod_id: int | None = None
-    min_isv_svn: int | None = None
+    """Root of a simulated CPU."""
+    simulated_device: str | None = None
+    """Root of simulated GPUs."""
+    simulated_rim: str | None = None
+    """Root of simulated reference manifests."""
+    tpm: tuple[str, ...] | None = None
+    """Roots of attestation keys' certificates, for ``[tpm]``: a cloud's CA, or an enrolment's."""
 
 
 class Policy(Record, frozen=True, kw_only=True):
@@ -87,11 +69,16 @@ class Policy(Record, frozen=True, kw_only=True):
 
     format: Literal["cloister/policy/v1"]
     max_age_seconds: int
-    tcb: Tcb
+    tcb: Tcb | None = None
     platform: Platform = Platform()
+    hardware: Hardware | None = None
     roots: Roots = Roots()
     tdx: TdxReference | None = None
     sgx: SgxReference | None = None
+    snp: SnpReference | None = None
+    tpm: TpmReference | None = None
+    azure: AzureReference | None = None
+    nvidia: NvidiaReference | None = None
 
     @property
     def digest(self) -> str:
@@ -101,30 +88,36 @@ class Policy(Record, frozen=True, kw_only=True):
     @property
     def tees(self) -> tuple[TeeKind, ...]:
         """The kinds of TEE that are accepted."""
-        kinds: list[TeeKind] = []
-        if self.tdx is not None:
-            kinds.append("tdx")
-        if self.sgx is not None:
-            kinds.append("sgx")
-        return tuple(kinds)
+        tables: dict[TeeKind, object] = {
+            "tdx": self.tdx,
+            "sgx": self.sgx,
+            # With [azure], [snp] describes the guest behind the vTPM: a bare report would leave its PCRs unjudged.
+            "snp": self.snp if self.azure is None else None,
+            "az-snp-vtpm": self.azure,
+            "tpm": self.tpm,
+        }
+        return tuple(kind for kind, table in tables.items() if table is not None)
+
+    def roots_of(self, tee: TeeKind) -> tuple[Root, ...]:
+        """Where certificate chains of evidence of this kind may end; empty when the policy trusts none."""
+        if tee == "tpm":
+            return tuple(named_root("a TPM root of the policy", digest) for digest in self.roots.tpm or ())
+        if self.roots.simulated is not None:
+            return (simulated_root(self.roots.simulated),)
+        vendor, roots = ("intel", (INTEL_ROOT,)) if tee in ("tdx", "sgx") else ("amd", AMD_ROOTS)
+        return roots if vendor in (self.roots.vendor or VENDORS) else ()
 
     @property
-    def root(self) -> Root:
-        """Where certificate chains must end."""
-        return simulated_root(self.roots.simulated) if self.roots.simulated else INTEL_ROOT
-
-    @property
-    def intel_rules(self) -> IntelRules:
-        """The part that the Intel verifier enforces."""
-        return IntelRules(
-            min_tcb_evaluation_number=self.tcb.min_evaluation_number,
-            accepted_statuses=frozenset(self.tcb.accepted_statuses),
-            rejected_advisories=frozenset(self.tcb.rejected_advisories or ()),
-            out_of_date_grace=self.tcb.out_of_date_grace_seconds or 0,
-            allow_dynamic_platform=self.platform.allow_dynamic_platform,
-            allow_cached_keys=self.platform.allow_cached_keys,
-            allow_smt=self.platform.allow_smt,
+    def device_root(self) -> Root:
+        """Where certificate chains of GPUs must end."""
+        return (
+            simulated_root(self.roots.simulated_device) if self.roots.simulated_device else NVIDIA_DEVICE_ROOT
         )
+
+    @property
+    def rim_root(self) -> Root:
+        """Where the signers of reference manifests must come from."""
+        return simulated_root(self.roots.simulated_rim) if self.roots.simulated_rim else NVIDIA_RIM_ROOT
 
 
 def read_policy(path: str | Path) -> Policy:
@@ -168,125 +161,63 @@ def load_policy(text: str, *, name: str) -> Policy:
 def _check(policy: Policy) -> None:
     if not 1 <= policy.max_age_seconds <= MAX_AGE:
         raise FormatError(f"max_age_seconds must be 1 to {MAX_AGE}, not {policy.max_age_seconds}")
-    _check_tcb(policy.tcb)
     _check_roots(policy.roots)
     if not policy.tees:
         raise FormatError(
-            "the policy accepts no kind of TEE", todo="add a [tdx] or [sgx] table with its measurements"
+            "the policy accepts no kind of TEE",
+            todo="add a table of reference values: [tdx], [sgx], [snp], [azure] or [tpm]",
         )
-    if policy.tdx is not None:
-        _check_tdx(policy.tdx)
-    if policy.sgx is not None:
-        _check_sgx(policy.sgx)
-
-
-def _check_tcb(tcb: Tcb) -> None:
-    if not 1 <= tcb.min_evaluation_number <= 0xFFFF:
-        raise FormatError("min_evaluation_number must be 1 to 65535")
-    _some("accepted_statuses", tcb.accepted_statuses)
-    for status in tcb.accepted_statuses:
-        if status == "Revoked":
-            raise FormatError("accepted_statuses names Revoked", todo="a revoked platform is never accepted")
-        if status not in TCB_STATUSES:
-            raise FormatError(
-                f"accepted_statuses names the unknown status {status[:40]!r}",
-                todo=f"the statuses are {', '.join(TCB_STATUSES)}",
-            )
-    out_of_date = any(status.startswith("OutOfDate") for status in tcb.accepted_statuses)
-    if out_of_date != (tcb.out_of_date_grace_seconds is not None):
+    intel = policy.tdx is not None or policy.sgx is not None
+    if intel != (policy.tcb is not None):
         raise FormatError(
-            "out_of_date_grace_seconds and an OutOfDate status in accepted_statuses go together",
-            todo="say how old the TCB level of an accepted platform may be",
+            "[tcb] and [tdx] or [sgx] go together", todo="say which TCB an Intel platform must have"
         )
-    if tcb.out_of_date_grace_seconds is not None and not 1 <= tcb.out_of_date_grace_seconds <= MAX_GRACE:
-        raise FormatError(f"out_of_date_grace_seconds must be 1 to {MAX_GRACE}")
-    if tcb.rejected_advisories is not None:
-        _some("rejected_advisories", tcb.rejected_advisories)
-    for advisory in tcb.rejected_advisories or ():
-        if not re.fullmatch(r"[A-Z0-9-]{1,64}", advisory):
-            raise FormatError(f"rejected_advisories names {advisory[:40]!r}, which is no advisory id")
+    if (policy.tpm is not None) != (policy.roots.tpm is not None):
+        raise FormatError("[tpm] and roots.tpm go together", todo="name the roots of the TPM's keys")
+    if policy.azure is not None and policy.snp is None:
+        raise FormatError("[azure] needs [snp] beside it", todo="say what the guest must measure")
+    checks: tuple[tuple[Any, Callable[[Any], None]], ...] = (
+        (policy.tcb, check_tcb),
+        (policy.hardware, check_hardware),
+        (policy.tdx, check_tdx),
+        (policy.sgx, check_sgx),
+        (policy.snp, check_snp),
+        (policy.tpm, check_tpm),
+        (policy.azure, check_azure),
+        (policy.nvidia, check_nvidia),
+    )
+    for table, check in checks:
+        if table is not None:
+            check(table)
 
 
 def _check_roots(roots: Roots) -> None:
     if roots.vendor is not None:
-        _some("vendor", roots.vendor)
+        check_some("vendor", roots.vendor)
         for vendor in roots.vendor:
-            if vendor != "intel":
-                raise FormatError(f"vendor names {vendor[:40]!r}", todo='the vendor roots are: "intel"')
-    if roots.simulated is None:
-        return
-    if roots.vendor is not None:
-        raise FormatError(
-            "simulated stands beside vendor roots: hardware and simulation are never mixed",
-            todo="write one policy for each",
-        )
-    from_hex(roots.simulated, 32, what="simulated")
-    if roots.simulated in VENDOR_ROOT_SHA256S:
-        raise FormatError("simulated names a hardware vendor's root", todo="leave [roots] out for hardware")
-
-
-def _check_tdx(tdx: TdxReference) -> None:
-    for name in TDX_MEASUREMENTS:
-        values = getattr(tdx, name)
-        if values != "any":
-            _digests(name, values, 48)
-    if tdx.service_td is not None:
-        _digests("service_td", tdx.service_td, 48)
-    if tdx.events is not None and not tdx.events:
-        raise FormatError(
-            "events is an empty table", todo="leave it out, or name the events that must happen"
-        )
-    for event, payloads in (tdx.events or {}).items():
-        if not 1 <= len(event) <= 64:
-            raise FormatError(f"events names {event[:64]!r}: names have 1 to 64 characters")
-        if payloads == "any":
+            if vendor not in VENDORS:
+                raise FormatError(
+                    f"vendor names {vendor[:40]!r}", todo=f"the vendor roots are: {', '.join(VENDORS)}"
+                )
+    if roots.tpm is not None:
+        check_digests("tpm", roots.tpm, 32)
+    for name in ("simulated", "simulated_device", "simulated_rim"):
+        digest = getattr(roots, name)
+        if digest is None:
             continue
-        _some(f"events.{event}", payloads)
-        for payload in payloads:
-            if len(payload) > 2 * MAX_PAYLOAD:
-                raise FormatError(f"events.{event} has a payload over {MAX_PAYLOAD} bytes")
-            from_hex(payload, len(payload) // 2, what=f"events.{event}")
-    if tdx.mrtd == "any":
-        # Only MRTD is written by the TDX module; what it measured extends the registers and says what happened.
-        raise FormatError(
-            'mrtd is "any": firmware that nobody pinned can show whatever the rest asks for, so this would accept '
-            "every trust domain in the world",
-            todo="list the accepted MRTD digests",
-        )
-
-
-def _check_sgx(sgx: SgxReference) -> None:
-    by_signer = (sgx.mrsigner, sgx.isv_prod_id, sgx.min_isv_svn)
-    if sgx.mrenclave is not None:
-        if any(field is not None for field in by_signer):
-            raise FormatError("sgx names mrenclave and a signer", todo="decide for one of them")
-        _digests("mrenclave", sgx.mrenclave, 32)
-        return
-    if sgx.mrsigner is None or sgx.isv_prod_id is None or sgx.min_isv_svn is None:
-        raise FormatError("sgx needs mrenclave, or mrsigner with isv_prod_id and min_isv_svn")
-    _digests("mrsigner", sgx.mrsigner, 32)
-    for name, value in (("isv_prod_id", sgx.isv_prod_id), ("min_isv_svn", sgx.min_isv_svn)):
-        if not 0 <= value <= 0xFFFF:
-            raise FormatError(f"{name} must be 0 to 65535")
-
-
-def _digests(name: str, values: tuple[str, ...], size: int) -> None:
-    _some(name, values)
-    for value in values:
-        from_hex(value, size, what=name)
-
-
-def _some(name: str, values: tuple[str, ...]) -> None:
-    if not values:
-        raise FormatError(
-            f"{name} is an empty list", todo="an empty list would accept nothing, or everything"
-        )
-    _unique(name, values)
-
-
-def _unique(name: str, values: tuple[str, ...]) -> None:
-    if len(set(values)) != len(values):
-        raise FormatError(f"{name} lists a value twice")
+        if roots.vendor is not None:
+            raise FormatError(
+                f"{name} stands beside vendor roots: hardware and simulation are never mixed",
+                todo="write one policy for each",
+            )
+        if name != "simulated" and roots.simulated is None:
+            raise FormatError(
+                f"{name} stands without simulated: hardware and simulation are never mixed",
+                todo="write one policy for each",
+            )
+        from_hex(digest, 32, what=name)
+        if digest in VENDOR_ROOT_SHA256S:
+            raise FormatError(f"{name} names a hardware vendor's root", todo="leave [roots] out for hardware")
 
 
 def _line(text: str, what: str) -> str:

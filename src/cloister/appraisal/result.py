@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from cloister.errors import ResultExpired
-from cloister.verifier.claims import Check, Claims
+from cloister.verifier.claims import Claims
+from cloister.verifier.trail import Check
 
 K = TypeVar("K")
 

@@ -15,7 +15,7 @@ class RawEvidence:
     tee: TeeKind
     quote: bytes
     event_log: bytes = b""
-    device_evidence: bytes = b""
+    firmware_log: bytes = b""
     endorsements: bytes = b""
 
 
@@ -23,3 +23,19 @@ class Attester(Protocol):
     """One method: a quote over ``report_data`` (64 bytes). Raises :class:`~cloister.errors.AttesterError`."""
 
     def quote(self, report_data: bytes) -> RawEvidence: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RawDeviceEvidence:
+    """What the GPUs and switches of a machine hand out for one nonce."""
+
+    evidence: bytes
+    """As evidence/nvidia.py encodes it."""
+    endorsements: bytes = b""
+    """As endorsements/nvidia.py has them, or empty."""
+
+
+class DeviceAttester(Protocol):
+    """One method: every device's report over ``nonce`` (32 bytes). Raises :class:`~cloister.errors.AttesterError`."""
+
+    def collect(self, nonce: bytes) -> RawDeviceEvidence: ...

@@ -25,7 +25,6 @@ from cloister.broker.protocol import Attestation, Problem, RuntimeData, TeeEvide
 from cloister.channel.transport import connect
 from cloister.encoding import decode_json, encode_json
 from cloister.errors import (
-    AttesterError,
     BrokerError,
     CloisterError,
     FormatError,
@@ -206,14 +205,13 @@ _NOTHING_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 def collect(attester: Attester, nonce: bytes, key_material: bytes) -> EvidenceBundle:
     """Evidence over one broker nonce (32 bytes) and the exact bytes of runtime data."""
     raw = attester.quote(report_data(merkle.root([nonce]), key_material))
-    if raw.device_evidence:
-        raise AttesterError("a key request binds no device evidence", todo="use an attester without")
     return EvidenceBundle(
         tee=raw.tee,
         quote=raw.quote,
         key_material=key_material,
         nonce_proof=NonceProof(index=0, size=1, path=()),
         event_log=raw.event_log,
+        firmware_log=raw.firmware_log,
         endorsements=raw.endorsements,
     )
 

@@ -13,9 +13,9 @@ import asyncio
 from typing import Protocol
 
 from cloister import merkle
-from cloister.attester import Attester
+from cloister.attester import Attester, DeviceAttester, RawDeviceEvidence
 from cloister.errors import AttesterError, CloisterError, Overloaded, StaleNonce
-from cloister.evidence.binding import NONCE_SIZE, report_data
+from cloister.evidence.binding import NONCE_SIZE, device_nonce, report_data
 from cloister.evidence.bundle import EvidenceBundle, NonceProof
 
 DEFAULT_WINDOW = 0.02
@@ -45,8 +45,10 @@ class EvidenceService:
         max_tree: int = MAX_TREE,
         max_waiting: int = MAX_WAITING,
         quote_timeout: float = QUOTE_TIMEOUT,
+        devices: DeviceAttester | None = None,
     ) -> None:
         self._attester = attester
+        self._devices = devices
         self._keyring = keyring
         self._window = window
         self._max_tree = max_tree
@@ -95,9 +97,12 @@ class EvidenceService:
     def _quote(self, nonces: list[bytes]) -> list[EvidenceBundle]:
         """One quote, in a thread; a bundle for each nonce, in order."""
         material = self._keyring.material()
-        raw = self._attester.quote(report_data(merkle.root(nonces), material))
-        if raw.device_evidence:
-            raise AttesterError("this endpoint binds no device evidence", todo="use an attester without")
+        nonce_root = merkle.root(nonces)
+        devices = RawDeviceEvidence(evidence=b"")
+        if self._devices is not None:
+            # First the devices, over a nonce of the same window and keys; the quote then binds what they said.
+            devices = self._devices.collect(device_nonce(nonce_root, material))
+        raw = self._attester.quote(report_data(nonce_root, material, devices.evidence))
         return [
             EvidenceBundle(
                 tee=raw.tee,
@@ -107,8 +112,10 @@ class EvidenceService:
                     index=index, size=len(nonces), path=merkle.inclusion_proof(nonces, index)
                 ),
                 event_log=raw.event_log,
-                device_evidence=raw.device_evidence,
+                firmware_log=raw.firmware_log,
+                device_evidence=devices.evidence,
                 endorsements=raw.endorsements,
+                device_endorsements=devices.endorsements,
             )
             for index in range(len(nonces))
         ]

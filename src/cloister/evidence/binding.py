@@ -13,12 +13,13 @@ import hmac
 from cloister import merkle
 from cloister.encoding import labelled_hash
 from cloister.errors import BindingMismatch, FormatError, StaleNonce
-from cloister.evidence.bundle import EvidenceBundle
+from cloister.evidence.bundle import EvidenceBundle, TeeKind
 
 NONCE_SIZE = 32
 REPORT_DATA_SIZE = 64
 LABEL = "cloister/evidence-binding/v1"
 DEVICE_NONCE_LABEL = "cloister/device-nonce/v1"
+QUALIFYING_DATA_LABEL = "cloister/tpm-qualifying-data/v1"
 
 
 def report_data(nonce_root: bytes, key_material: bytes, device_evidence: bytes = b"") -> bytes:
@@ -27,6 +28,17 @@ def report_data(nonce_root: bytes, key_material: bytes, device_evidence: bytes =
     return labelled_hash(
         LABEL, nonce_root, hashlib.sha256(key_material).digest(), devices, algorithm="sha512"
     )
+
+
+def quoted_form(tee: TeeKind, data: bytes) -> bytes:
+    """What evidence of kind ``tee`` carries for the 64 bytes of report ``data``.
+
+    The TEEs carry them as they are; a TPM's qualifying data may be as short as one SHA-256, so it carries
+    that digest (32 bytes). The form follows from the kind, and is never guessed from the evidence.
+    """
+    if tee in ("tpm", "az-snp-vtpm"):
+        return labelled_hash(QUALIFYING_DATA_LABEL, data)
+    return data
 
 
 def device_nonce(nonce_root: bytes, key_material: bytes) -> bytes:
@@ -52,7 +64,7 @@ def check_nonce(bundle: EvidenceBundle, nonce: bytes) -> bytes:
 
 def check_binding(bundle: EvidenceBundle, nonce_root: bytes, quoted: bytes) -> None:
     """Raise :class:`BindingMismatch` unless ``quoted`` (from a verified quote) binds this bundle."""
-    expected = report_data(nonce_root, bundle.key_material, bundle.device_evidence)
+    expected = quoted_form(bundle.tee, report_data(nonce_root, bundle.key_material, bundle.device_evidence))
     if not hmac.compare_digest(expected, quoted):
         raise BindingMismatch(
             "the report data binds other keys, devices or another nonce than came with it",

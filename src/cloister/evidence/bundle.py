@@ -13,8 +13,8 @@ from cloister.encoding import Record, decode_json, encode_json
 MAX_BUNDLE = 1 << 20
 """Upper bound of a bundle on the wire, bytes."""
 
-TeeKind = Literal["tdx", "sgx"]
-"""The evidence formats this release reads; SEV-SNP and TPM join here."""
+TeeKind = Literal["tdx", "sgx", "snp", "az-snp-vtpm", "tpm"]
+"""The kinds of evidence, by the names that the KBS protocol has for them."""
 
 FORMAT: Final = "cloister/evidence/v1"
 
@@ -33,16 +33,20 @@ class EvidenceBundle(Record, frozen=True, kw_only=True):
     format: Literal["cloister/evidence/v1"] = FORMAT
     tee: TeeKind
     quote: bytes
-    """The vendor's structure, unchanged."""
+    """The vendor's structure, unchanged; for TPMs the form of evidence/tpm.py."""
     key_material: bytes
     """The exact bytes that the binding hashes; their form is fixed by the endpoint that asked."""
     nonce_proof: NonceProof
     event_log: bytes = b""
-    """Launch events that replay to the measured registers (evidence/eventlog.py), or empty."""
+    """Launch events that replay to RTMR3 (evidence/eventlog.py), or empty."""
+    firmware_log: bytes = b""
+    """What was measured before the launcher: a TCG log (CCEL, or a TPM's), without padding, or empty."""
     device_evidence: bytes = b""
-    """GPU evidence; empty without one."""
+    """Evidence of GPUs and switches (evidence/nvidia.py); empty without any."""
     endorsements: bytes = b""
-    """Collateral that the attester carries along (for Intel: dcap-qvl's JSON form), or empty."""
+    """What vendors sign about the CPU, carried along: Intel's in dcap-qvl's JSON form, else as endorsements/ has it."""
+    device_endorsements: bytes = b""
+    """The same for the devices (endorsements/nvidia.py), or empty."""
 
 
 def parse_bundle(data: bytes) -> EvidenceBundle:

@@ -19,9 +19,10 @@ from cloister.endorsements.roots import Root
 from cloister.errors import AppraisalRefused, EndorsementError, VerificationError
 from cloister.evidence.quote import Quote, parse_quote
 from cloister.evidence.tdx import TdReport
-from cloister.verifier.claims import Check, Claims
+from cloister.verifier.claims import Claims
 from cloister.verifier.dcap import Verdict, run_dcap
 from cloister.verifier.rules import TCB_STATUSES, IntelRules
+from cloister.verifier.trail import Check, Trail
 
 MAX_TIME = 1 << 40
 
@@ -29,7 +30,15 @@ _log = logging.getLogger("cloister.verifier")
 _announced = threading.Event()
 
 
-def verify(quote: bytes, collateral: bytes, *, root: Root, now: int, rules: IntelRules) -> Claims:
+def verify(
+    quote: bytes,
+    collateral: bytes,
+    *,
+    root: Root,
+    now: int,
+    rules: IntelRules,
+    trail: Trail | None = None,
+) -> Claims:
     """Verify ``quote`` against ``collateral`` (dcap-qvl's JSON) under ``root`` at ``now`` (Unix seconds).
 
     Raises :class:`~cloister.errors.EvidenceError` (not a quote), :class:`~cloister.errors.EndorsementError`
@@ -56,7 +65,11 @@ def verify(quote: bytes, collateral: bytes, *, root: Root, now: int, rules: Inte
     _rules_hold(parsed, verdict, rules)
     if root.simulated:
         _announce(root)
-    return _claims(parsed, verdict, root)
+    claims = _claims(parsed, verdict, root)
+    if trail is not None:
+        for check in claims.checks:
+            trail.found(check.number, check.outcome, name=check.name)
+    return claims
 
 
 def _window(verdict: Verdict, now: int) -> None:
@@ -152,6 +165,7 @@ def _claims(quote: Quote, verdict: Verdict, root: Root) -> Claims:
         tee=quote.tee,
         root_sha256=root.sha256,
         simulated=root.simulated,
+        report=report,
         measurements=quote.measurements,
         report_data=quote.report_data,
         debug=quote.debug,

@@ -1,0 +1,80 @@
+"""``[hardware]`` of a policy: the very machines that may run the workload.
+
+Whoever extracted one machine's key can quote for any machine (TEE.fail, Battering RAM): a list of the machines
+that an operator is known to guard keeps such quotes out, where roots, TCB and measurements cannot.
+"""
+
+from __future__ import annotations
+
+from cloister.appraisal.values import check_some
+from cloister.encoding import Record, from_hex
+from cloister.errors import AppraisalRefused, FormatError
+from cloister.verifier.claims import Claims
+from cloister.verifier.trail import Trail
+
+_SIZES = {"ppid": 16, "pck_sha256": 32, "chip_id": 64, "ek_sha256": 32}
+
+
+class Hardware(Record, frozen=True, kw_only=True):
+    """``[hardware]``: each list that is given must hold the machine's own; hexadecimal, lower case."""
+
+    ppid: tuple[str, ...] | None = None
+    """Intel: platform provisioning ids, 16 bytes."""
+    pck_sha256: tuple[str, ...] | None = None
+    """Intel: SHA-256 of PCK certificates' SubjectPublicKeyInfo."""
+    chip_id: tuple[str, ...] | None = None
+    """AMD: chip ids, 64 bytes."""
+    ek_sha256: tuple[str, ...] | None = None
+    """TPM: SHA-256 of endorsement keys' SubjectPublicKeyInfo."""
+    device: tuple[str, ...] | None = None
+    """GPUs and switches: SHA-256 of leaf certificates' SubjectPublicKeyInfo."""
+
+
+def check_hardware(hardware: Hardware) -> None:
+    """Raise :class:`~cloister.errors.FormatError` unless the table can be meant."""
+    lists = {name: getattr(hardware, name) for name in (*_SIZES, "device")}
+    if not any(values is not None for values in lists.values()):
+        raise FormatError("hardware lists nothing", todo="leave the table out, or name the machines")
+    for name, values in lists.items():
+        if values is not None:
+            check_some(f"hardware.{name}", values)
+            for value in values:
+                from_hex(value, _SIZES.get(name, 32), what=f"hardware.{name}")
+
+
+def judge_hardware(claims: Claims, hardware: Hardware | None, trail: Trail) -> None:
+    """11. The machine is one of those listed, by every list that speaks of its kind.
+
+    Raises :class:`~cloister.errors.AppraisalRefused`; also when no list speaks of this kind of machine.
+    """
+    if hardware is None:
+        return
+    with trail.check(11, name="hardware allow-list") as found:
+        asked = [name for name in _SIZES if getattr(hardware, name) is not None and name in claims.hardware]
+        if not asked and any(getattr(hardware, name) is not None for name in _SIZES):
+            raise AppraisalRefused(
+                f"the policy lists machines, but none by what {claims.tee} evidence shows",
+                todo=f"list it by {' or '.join(claims.hardware) or 'another kind of evidence'}",
+            )
+        for name in asked:
+            if claims.hardware[name] not in getattr(hardware, name):
+                raise AppraisalRefused(
+                    f"{name} is {claims.hardware[name][:64]}, which the policy does not list",
+                    todo="this is another machine than those the owner guards",
+                )
+        if asked:
+            found(", ".join(f"{name} {claims.hardware[name][:16]}…" for name in asked))
+
+
+def judge_device_hardware(claims: Claims, hardware: Hardware | None, trail: Trail) -> None:
+    """16. Each device is one of those listed. Raises :class:`~cloister.errors.AppraisalRefused`."""
+    if hardware is None or hardware.device is None:
+        return
+    with trail.check(16, name="device allow-list") as found:
+        for number, device in enumerate(claims.devices):
+            if device.identity not in hardware.device:
+                raise AppraisalRefused(
+                    f"{device.kind} {number} is {device.identity}, which the policy does not list",
+                    todo="this is another device than those the owner guards",
+                )
+        found(f"{len(claims.devices)} devices as listed")
