@@ -48,16 +48,27 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     """The audit path of leaf ``index``, lowest sibling first (RFC 6962, section 2.1.1)."""
     if not 0 <= index < len(leaves) <= MAX_LEAVES:
         raise FormatError(f"there is no leaf {index} in a tree of {len(leaves)}")
-    return tuple(_path([leaf_hash(leaf) for leaf in leaves], index))
+    return inclusion_proofs(leaves)[1][index]
 
 
-def _path(hashes: Sequence[bytes], index: int) -> list[bytes]:
+def inclusion_proofs(leaves: Sequence[bytes]) -> tuple[bytes, tuple[tuple[bytes, ...], ...]]:
+    """The tree head and every leaf's audit path, in one pass over the tree. Raises :class:`FormatError`."""
+    if not 1 <= len(leaves) <= MAX_LEAVES:
+        raise FormatError(f"a tree has 1 to {MAX_LEAVES} leaves, not {len(leaves)}")
+    head, paths = _all_paths([leaf_hash(leaf) for leaf in leaves])
+    return head, tuple(tuple(path) for path in paths)
+
+
+def _all_paths(hashes: Sequence[bytes]) -> tuple[bytes, list[list[bytes]]]:
     if len(hashes) == 1:
-        return []
+        return hashes[0], [[]]
     k = _split(len(hashes))
-    if index < k:
-        return [*_path(hashes[:k], index), _root(hashes[k:])]
-    return [*_path(hashes[k:], index - k), _root(hashes[:k])]
+    (left, left_paths), (right, right_paths) = _all_paths(hashes[:k]), _all_paths(hashes[k:])
+    for path in left_paths:
+        path.append(right)
+    for path in right_paths:
+        path.append(left)
+    return _node(left, right), left_paths + right_paths
 
 
 def root_of_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:

@@ -8,10 +8,10 @@ import threading
 import pytest
 
 from cloister import merkle
-from cloister.attester import RawEvidence
+from cloister.attester import RawDeviceEvidence, RawEvidence
 from cloister.channel.evidence_service import EvidenceService
 from cloister.errors import AttesterError, Overloaded, StaleNonce
-from cloister.evidence.binding import check_binding, check_nonce
+from cloister.evidence.binding import check_binding, check_nonce, device_nonce
 from cloister.evidence.bundle import EvidenceBundle
 
 
@@ -182,3 +182,33 @@ def test_who_leaves_is_left_out_of_the_tree():
 def test_a_nonce_of_another_length_is_refused(length: int):
     with pytest.raises(StaleNonce):
         asked_together(EvidenceService(Recording(), Keys()), [bytes(length)])
+
+
+class Gpus:
+    """Devices that answer with the nonce they were asked, so that a test sees which one it was."""
+
+    def __init__(self, fail: Exception | None = None) -> None:
+        self.fail = fail
+
+    def collect(self, nonce: bytes) -> RawDeviceEvidence:
+        if self.fail is not None:
+            raise self.fail
+        return RawDeviceEvidence(evidence=nonce, endorsements=b"manifests")
+
+
+def test_devices_answer_a_nonce_of_the_same_window_and_keys_and_the_quote_binds_their_answer() -> None:
+    attester = Recording()
+    asked = nonces(3)
+    bundles = asked_together(EvidenceService(attester, Keys(), window=0.01, devices=Gpus()), asked)
+    assert len(attester.signed) == 1
+    for nonce, bundle in zip(asked, bundles, strict=True):
+        root = check_nonce(bundle, nonce)
+        assert bundle.device_evidence == device_nonce(root, bundle.key_material)
+        assert bundle.device_endorsements == b"manifests"
+        check_binding(bundle, root, bundle.quote)
+
+
+def test_a_device_that_fails_means_no_evidence_at_all() -> None:
+    service = EvidenceService(Recording(), Keys(), window=0, devices=Gpus(AttesterError("GPU 3 is silent")))
+    with pytest.raises(AttesterError, match="GPU 3 is silent"):
+        asked_together(service, nonces(1))

@@ -89,6 +89,15 @@ def test_a_root_is_what_the_rfc_defines(leaves: list[bytes]) -> None:
     assert merkle.root(leaves) == defined_root(leaves)
 
 
+@given(TREES)
+def test_all_proofs_of_a_window_lead_to_its_head(leaves: list[bytes]) -> None:
+    head, paths = merkle.inclusion_proofs(leaves)
+    assert head == defined_root(leaves)
+    assert len(paths) == len(leaves)
+    for index, (leaf, path) in enumerate(zip(leaves, paths, strict=True)):
+        merkle.verify_inclusion(leaf, index, len(leaves), path, head)
+
+
 @given(TREES, st.data())
 def test_every_leaf_is_proved_and_nothing_else_is(leaves: list[bytes], data: st.DataObject) -> None:
     size = len(leaves)

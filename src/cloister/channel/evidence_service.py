@@ -97,7 +97,7 @@ class EvidenceService:
     def _quote(self, nonces: list[bytes]) -> list[EvidenceBundle]:
         """One quote, in a thread; a bundle for each nonce, in order."""
         material = self._keyring.material()
-        nonce_root = merkle.root(nonces)
+        nonce_root, paths = merkle.inclusion_proofs(nonces)
         devices = RawDeviceEvidence(evidence=b"")
         if self._devices is not None:
             # First the devices, over a nonce of the same window and keys; the quote then binds what they said.
@@ -108,16 +108,14 @@ class EvidenceService:
                 tee=raw.tee,
                 quote=raw.quote,
                 key_material=material,
-                nonce_proof=NonceProof(
-                    index=index, size=len(nonces), path=merkle.inclusion_proof(nonces, index)
-                ),
+                nonce_proof=NonceProof(index=index, size=len(nonces), path=path),
                 event_log=raw.event_log,
                 firmware_log=raw.firmware_log,
                 device_evidence=devices.evidence,
                 endorsements=raw.endorsements,
                 device_endorsements=devices.endorsements,
             )
-            for index in range(len(nonces))
+            for index, path in enumerate(paths)
         ]
 
     @staticmethod
