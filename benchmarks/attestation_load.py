@@ -12,13 +12,16 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import httpx2
+import uvicorn
 from rich.console import Console
 from rich.table import Table
 
@@ -109,7 +112,6 @@ async def over_http(
 
 def serve(directory: Path, mode: str) -> None:
     """The server's process: a gateway whose attester is slow. Prints its port."""
-    import uvicorn
 
     async def nothing(scope: object, receive: object, send: object) -> None:
         raise RuntimeError("only evidence is asked for here")
@@ -119,17 +121,12 @@ def serve(directory: Path, mode: str) -> None:
     settings = BATCHED if mode == "batched" else ALONE
     evidence = EvidenceService(SlowAttester(tee), keyring, **settings)  # type: ignore[arg-type]
     app = SealedGateway(nothing, keyring=keyring, evidence=evidence, max_open=1024)  # type: ignore[arg-type]
-    config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", backlog=2048)
-    server = uvicorn.Server(config)
-
-    async def run() -> None:
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        print(server.servers[0].sockets[0].getsockname()[1], flush=True)
-        await serving
-
-    asyncio.run(run())
+    config = uvicorn.Config(app, log_level="error", lifespan="off", backlog=2048)
+    taken = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    taken.bind(("127.0.0.1", 0))
+    taken.listen(2048)  # who connects before the server runs waits here
+    print(taken.getsockname()[1], flush=True)
+    asyncio.run(uvicorn.Server(config).serve(sockets=[taken]))
 
 
 def start(directory: Path, mode: str) -> tuple[subprocess.Popen[str], str]:
@@ -149,8 +146,6 @@ def main() -> None:
     if options.serve:
         serve(options.platform, options.serve)
         return
-    import tempfile
-
     now = int(time.time())
     table = Table(title=f"attested clients per second: {options.clients} at once, 30 ms a quote")
     for column in ("way", "without batching", "with batching", "ratio", "median wait", "slowest wait"):

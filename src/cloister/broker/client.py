@@ -18,7 +18,7 @@ import httpx2
 
 from cloister import merkle
 from cloister.appraisal.policy import Policy
-from cloister.attester import Attester
+from cloister.attester import Attester, DeviceAttester, RawDeviceEvidence
 from cloister.broker import protocol
 from cloister.broker.jwe import TeeKeyPair
 from cloister.broker.protocol import Attestation, Problem, RuntimeData, TeeEvidence, TokenAnswer
@@ -33,7 +33,7 @@ from cloister.errors import (
     SessionRefused,
     UnknownResource,
 )
-from cloister.evidence.binding import report_data
+from cloister.evidence.binding import device_nonce, report_data
 from cloister.evidence.bundle import EvidenceBundle, NonceProof, TeeKind
 from cloister.sealing.uri import parse_key_uri
 
@@ -62,6 +62,7 @@ class BrokerKeys:
         policy: str | Path | Policy,
         attester: Attester,
         tee: TeeKind = "tdx",
+        devices: DeviceAttester | None = None,
         attempts: int = ATTEMPTS,
         timeout: float = TIMEOUT,
         now: Callable[[], int] = lambda: int(time.time()),
@@ -72,6 +73,7 @@ class BrokerKeys:
         self._policy = policy
         self._attester = attester
         self._tee = tee
+        self._devices = devices
         self._attempts = attempts
         self._timeout = timeout
         self._now = now
@@ -144,7 +146,7 @@ class BrokerKeys:
         text, nonce = protocol.parse_challenge(challenge.content)
         pair = TeeKeyPair.generate()
         runtime = RuntimeData(nonce=text, tee_pubkey=pair.public)
-        bundle = collect(self._attester, nonce, encode_json(runtime))
+        bundle = collect(self._attester, nonce, encode_json(runtime), devices=self._devices)
         body = encode_json(
             Attestation(runtime_data=runtime, tee_evidence=TeeEvidence(primary_evidence=bundle))
         )
@@ -202,9 +204,17 @@ class _Unconnected(Exception):
 _NOTHING_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 
 
-def collect(attester: Attester, nonce: bytes, key_material: bytes) -> EvidenceBundle:
-    """Evidence over one broker nonce (32 bytes) and the exact bytes of runtime data."""
-    raw = attester.quote(report_data(merkle.root([nonce]), key_material))
+def collect(
+    attester: Attester, nonce: bytes, key_material: bytes, *, devices: DeviceAttester | None = None
+) -> EvidenceBundle:
+    """Evidence over one broker nonce (32 bytes) and the exact bytes of runtime data, with that of ``devices``."""
+    nonce_root = merkle.root([nonce])
+    shown = (
+        devices.collect(device_nonce(nonce_root, key_material))
+        if devices
+        else RawDeviceEvidence(evidence=b"")
+    )
+    raw = attester.quote(report_data(nonce_root, key_material, shown.evidence))
     return EvidenceBundle(
         tee=raw.tee,
         quote=raw.quote,
@@ -212,7 +222,9 @@ def collect(attester: Attester, nonce: bytes, key_material: bytes) -> EvidenceBu
         nonce_proof=NonceProof(index=0, size=1, path=()),
         event_log=raw.event_log,
         firmware_log=raw.firmware_log,
+        device_evidence=shown.evidence,
         endorsements=raw.endorsements,
+        device_endorsements=shown.endorsements,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Final, Literal
 from cloister.encoding import Record, b64url_decode, decode_json, encode_json
 from cloister.errors import BrokerError, FormatError
 from cloister.evidence.binding import NONCE_SIZE
-from cloister.evidence.bundle import EvidenceBundle, TeeKind
+from cloister.evidence.bundle import TEE_KINDS, EvidenceBundle, TeeKind
 from cloister.sealing.uri import KeyUri, parse_key_uri
 
 VERSION: Final = "0.4.0"
@@ -143,13 +143,10 @@ def parse_auth(body: bytes) -> TeeKind:
     extra = request.extra_params
     if not isinstance(extra, dict) or extra.get("profile") != PROFILE or len(extra) != 1:
         raise Unsupported("profile", "no evidence profile of ours was asked for")
-    match request.tee:
-        case "tdx":
-            return "tdx"
-        case "sgx":
-            return "sgx"
-        case _:
-            raise Unsupported("tee", "another kind of TEE was announced")
+    for kind in TEE_KINDS:
+        if request.tee == kind:
+            return kind
+    raise Unsupported("tee", "another kind of TEE was announced")
 
 
 def auth_request(tee: TeeKind) -> bytes:

@@ -6,7 +6,7 @@ against a vendor's root. Its wire form is strict JSON (docs/spec/evidence.md).
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from cloister.encoding import Record, decode_json, encode_json
 
@@ -15,6 +15,7 @@ MAX_BUNDLE = 1 << 20
 
 TeeKind = Literal["tdx", "sgx", "snp", "az-snp-vtpm", "tpm"]
 """The kinds of evidence, by the names that the KBS protocol has for them."""
+TEE_KINDS: Final[tuple[TeeKind, ...]] = get_args(TeeKind)
 
 FORMAT: Final = "cloister/evidence/v1"
 
