@@ -1,7 +1,7 @@
 # make demo   a sealed question to a sealed model, as separate processes on this machine
 # make test   everything that CI runs: lint, types, layers, unit, property, vectors, contracts, scenarios
 # make test-browser   other people's packages in a real Chromium ask our gateway; slow lane, not part of make test
-# make bench  sealed against plain, interleaved pairs in one run
+# make bench  what verification costs, attestation under load, sealed against plain; each in one run
 # make fuzz   the properties and parsers with many more examples (EXAMPLES=5000), bounded to half an hour
 # Each does its own set-up, and is quick the second time.
 
@@ -49,6 +49,8 @@ test-browser: $(VENV)/.browser-ready
 	@$(BIN)/pytest tests/browser -m browser $(PYTEST_ARGS)
 
 bench: $(VENV)/.test-ready
+	@$(BIN)/python benchmarks/verification.py
+	@$(BIN)/python benchmarks/attestation_load.py
 	@$(BIN)/python benchmarks/sealed_vs_plain.py
 
 fuzz: $(VENV)/.test-ready

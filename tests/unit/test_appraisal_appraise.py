@@ -34,6 +34,7 @@ from cloister.evidence.binding import report_data
 from cloister.evidence.bundle import EvidenceBundle, NonceProof, TeeKind, encode_bundle, parse_bundle
 from cloister.evidence.eventlog import LaunchEvent, encode_event_log, replay
 from cloister.verifier.claims import Claims
+from cloister.verifier.trail import CHECKS
 from simulated_evidence import NOW
 
 KEYS = b'{"keys":"of this workload"}'
@@ -106,10 +107,12 @@ def judge(
 
 
 @pytest.mark.parametrize("layout", Layout, ids=lambda layout: layout.name)
-def test_an_honest_workload_is_accepted_with_sixteen_numbered_checks(layout: Layout) -> None:
+def test_an_honest_workload_is_accepted_with_seventeen_numbered_checks(layout: Layout) -> None:
     result = judge(bundle(layout.kind, layout=layout))
     assert result.keys == KEYS
-    assert [check.number for check in result.checks] == list(range(1, 17))
+    numbers = [check.number for check in result.checks]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == set(CHECKS) == set(range(1, 18))
     assert all(check.name and check.outcome not in ("", "ok") for check in result.checks)
     assert result.claims.checks == result.checks
     assert result.claims.simulated is True
@@ -259,7 +262,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[CloisterError], str]] = {
         AppraisalRefused,
         "'cloister.late' happened",
     ),
-    # 16
+    # 17
     "keys that have ended": (lambda: judge(bundle(), not_after=lambda _: NOW), EvidenceError, "ended"),
 }
 

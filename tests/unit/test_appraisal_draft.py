@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simulated_evidence as attacks
-from cloister.appraisal.draft import draft_from_claims, draft_policy
+from cloister.appraisal.draft import draft_policy
+from cloister.appraisal.draft_observed import draft_for_review, draft_from_claims
 from cloister.appraisal.policy import Platform, load_policy
-from cloister.endorsements.roots import INTEL_ROOT
+from cloister.endorsements.roots import INTEL_ROOT, simulated_root
 from cloister.errors import PolicyError
 from cloister.evidence.eventlog import LaunchEvent
 from cloister.verifier.intel import verify
@@ -40,7 +41,8 @@ def test_a_draft_pins_every_value_it_was_given() -> None:
     assert policy.tdx.rtmr0 == ("01" * 48, "02" * 48)
     assert policy.tdx.rtmr1 == "any"
     assert policy.tdx.events == {"cloister.config": ("11" * 32, "22")}
-    assert policy.root.sha256 == "ab" * 32
+    assert policy.roots_of("tdx") == (simulated_root("ab" * 32),)
+    assert policy.tcb is not None
     assert policy.platform == Platform(allow_smt=True)
     assert (policy.max_age_seconds, policy.tcb.min_evaluation_number) == (60, 17)
 
@@ -55,7 +57,7 @@ def test_a_draft_for_an_enclave_pins_mrenclave() -> None:
     policy = load_policy(text, name="p")
     assert policy.sgx is not None
     assert policy.sgx.mrenclave == ("01" * 32,)
-    assert policy.root == INTEL_ROOT
+    assert policy.roots_of("sgx") == (INTEL_ROOT,)
 
 
 @pytest.mark.parametrize("missing", ["mrtd", "rtmr0", "rtmr3"])
@@ -105,7 +107,8 @@ def test_a_draft_from_genuine_claims_would_have_accepted_them() -> None:
     )
     policy = load_policy(draft_from_claims(claims), name="p")
     assert policy.platform == Platform(allow_dynamic_platform=True, allow_cached_keys=True, allow_smt=True)
+    assert policy.tcb is not None
     assert policy.tcb.min_evaluation_number == 17
-    assert policy.root == INTEL_ROOT
+    assert policy.roots_of("tdx") == (INTEL_ROOT,)
     assert policy.tdx is not None
     assert policy.tdx.rtmr3 == (claims.measurements["rtmr3"].hex(),)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.appraisal.policy import Policy, load_policy, read_policy
+from cloister.appraisal.reference_intel import intel_rules
 from cloister.endorsements.roots import INTEL_ROOT, INTEL_SGX_ROOT_SHA256
 from cloister.errors import EXIT_USAGE, PolicyError
 from spec_vectors import SPEC
@@ -51,9 +52,10 @@ min_isv_svn = 2
 def test_a_policy_says_what_it_accepts() -> None:
     policy = load_policy(HEAD + TDX + EVENTS + SGX, name="p.toml")
     assert policy.tees == ("tdx", "sgx")
-    assert policy.root == INTEL_ROOT
+    assert policy.roots_of("tdx") == policy.roots_of("sgx") == (INTEL_ROOT,)
+    assert policy.tcb is not None
     assert policy.tcb.accepted_statuses == ("UpToDate",)
-    rules = policy.intel_rules
+    rules = intel_rules(policy.tcb, policy.platform)
     assert rules.accepted_statuses == frozenset({"UpToDate"})
     assert rules.min_tcb_evaluation_number == 17
     assert (rules.allow_dynamic_platform, rules.allow_cached_keys, rules.allow_smt) == (False, False, False)
@@ -85,16 +87,20 @@ rtmr3 = "any"
 service_td = ["{B}"]
 """
     policy = load_policy(text + SIGNER, name="p.toml")
-    assert policy.intel_rules.out_of_date_grace == 86400
-    assert policy.intel_rules.rejected_advisories == frozenset({"INTEL-SA-00289"})
+    assert policy.tcb is not None
+    rules = intel_rules(policy.tcb, policy.platform)
+    assert rules.out_of_date_grace == 86400
+    assert rules.rejected_advisories == frozenset({"INTEL-SA-00289"})
     assert policy.sgx is not None
     assert policy.sgx.min_isv_svn == 2
 
 
 def test_a_simulated_root_is_named_by_its_digest_only() -> None:
     policy = load_policy(HEAD + f'[roots]\nsimulated = "{E32}"\n' + TDX, name="p.toml")
-    assert policy.root.simulated is True
-    assert policy.root.sha256 == E32
+    (root,) = policy.roots_of("tdx")
+    assert root.simulated is True
+    assert root.sha256 == E32
+    assert policy.roots_of("snp") == policy.roots_of("az-snp-vtpm") == (root,)
 
 
 def replaced(old: str, new: str, text: str = HEAD + TDX + EVENTS) -> str:
@@ -105,21 +111,25 @@ def replaced(old: str, new: str, text: str = HEAD + TDX + EVENTS) -> str:
 BAD = {
     # name: (text, part of the error)
     "empty": ("", "missing required field `format`"),
-    "not-toml": ("format = ", "not TOML"),
-    "a-key-twice": (HEAD + TDX + '[tdx]\nmrtd = "any"\n', "not TOML"),
-    "too-deep": ("a = " + "[" * 100_000, "not TOML"),
+    "not-toml": ("format = ", "p.toml:1: not TOML"),
+    "a-key-twice": (HEAD + TDX + '[tdx]\nmrtd = "any"\n', "p.toml:11: not TOML"),
+    "too-deep": ("a = " + "[" * 100_000, "p.toml:1: nested deeper than 32"),
+    "dots-too-deep": (HEAD + "a" + ".a" * 100_000 + " = 1", "p.toml:5: nested deeper than 32"),
     "too-long": ("#" * (256 * 1024 + 1), "longer than"),
-    "another-format": (replaced("policy/v1", "policy/v2"), "(line 1)"),
+    "another-format": (replaced("policy/v1", "policy/v2"), "p.toml:1: "),
     "no-format": (replaced('format = "cloister/policy/v1"\n', ""), "missing required field `format`"),
     "no-tee": (HEAD, "accepts no kind of TEE"),
-    "no-tcb-table": (replaced("[tcb]\nmin_evaluation_number = 17\n", ""), "`tcb`"),
+    "no-tcb-table": (
+        replaced("[tcb]\nmin_evaluation_number = 17\n", ""),
+        "p.toml:3: [tcb] and [tdx] or [sgx] go together",
+    ),
     "no-evaluation-number": (replaced("min_evaluation_number = 17\n", ""), "`min_evaluation_number`"),
-    "evaluation-number-zero": (replaced("= 17", "= 0"), "(line 4): min_evaluation_number"),
-    "evaluation-number-as-text": (replaced("= 17", '= "17"'), "(line 4)"),
-    "evaluation-number-as-float": (replaced("= 17", "= 17.0"), "(line 4)"),
+    "evaluation-number-zero": (replaced("= 17", "= 0"), "p.toml:4: min_evaluation_number"),
+    "evaluation-number-as-text": (replaced("= 17", '= "17"'), "p.toml:4: "),
+    "evaluation-number-as-float": (replaced("= 17", "= 17.0"), "p.toml:4: "),
     "no-max-age": (replaced("max_age_seconds = 3600\n", ""), "`max_age_seconds`"),
-    "max-age-zero": (replaced("3600", "0"), "(line 2): max_age_seconds"),
-    "max-age-of-a-year": (replaced("3600", "31536000"), "(line 2): max_age_seconds"),
+    "max-age-zero": (replaced("3600", "0"), "p.toml:2: max_age_seconds"),
+    "max-age-of-a-year": (replaced("3600", "31536000"), "p.toml:2: max_age_seconds"),
     "no-status": (replaced("= 17", "= 17\naccepted_statuses = []"), "accepted_statuses is an empty list"),
     "unknown-status": (replaced("= 17", '= 17\naccepted_statuses = ["OK"]'), "unknown status 'OK'"),
     "status-in-lower-case": (replaced("= 17", '= 17\naccepted_statuses = ["uptodate"]'), "'uptodate'"),
@@ -135,22 +145,22 @@ BAD = {
         "out_of_date_grace_seconds must be",
     ),
     "advisory-with-a-space": (replaced("= 17", '= 17\nrejected_advisories = ["a b"]'), "no advisory id"),
-    "unknown-field": (HEAD + "colour = 1\n" + TDX, "(line 5)"),
-    "unknown-table": (HEAD + TDX + "[gpu]\n", "(line 11)"),
+    "unknown-field": (HEAD + "colour = 1\n" + TDX, "p.toml:5: "),
+    "unknown-table": (HEAD + TDX + "[gpu]\n", "p.toml:11: "),
     "debug": (replaced("[tdx]", "[tdx]\ndebug = true"), "unknown field `debug`"),
     "no-rtmr3": (replaced('rtmr3 = "any"\n', ""), "`rtmr3`"),
-    "empty-list": (replaced(f'mrtd = ["{A}", "{B}"]', "mrtd = []"), "(line 6): mrtd is an empty list"),
-    "another-word-than-any": (replaced('rtmr3 = "any"', 'rtmr3 = "ANY"'), "(line 10)"),
-    "a-digest-without-a-list": (replaced('rtmr3 = "any"', f'rtmr3 = "{A}"'), "(line 10)"),
-    "upper-case-digest": (replaced('rtmr3 = "any"', f'rtmr3 = ["{A.upper()}"]'), "(line 10): rtmr3"),
-    "short-digest": (replaced('rtmr3 = "any"', 'rtmr3 = ["aa"]'), "(line 10): rtmr3 must be 96"),
-    "digest-not-hex": (replaced('rtmr3 = "any"', f'rtmr3 = ["{"g" * 96}"]'), "(line 10): rtmr3"),
+    "empty-list": (replaced(f'mrtd = ["{A}", "{B}"]', "mrtd = []"), "p.toml:6: mrtd is an empty list"),
+    "another-word-than-any": (replaced('rtmr3 = "any"', 'rtmr3 = "ANY"'), "p.toml:10: "),
+    "a-digest-without-a-list": (replaced('rtmr3 = "any"', f'rtmr3 = "{A}"'), "p.toml:10: "),
+    "upper-case-digest": (replaced('rtmr3 = "any"', f'rtmr3 = ["{A.upper()}"]'), "p.toml:10: rtmr3"),
+    "short-digest": (replaced('rtmr3 = "any"', 'rtmr3 = ["aa"]'), "p.toml:10: rtmr3 must be 96"),
+    "digest-not-hex": (replaced('rtmr3 = "any"', f'rtmr3 = ["{"g" * 96}"]'), "p.toml:10: rtmr3"),
     "a-digest-twice": (replaced(f'"{B}"', f'"{A}"'), "mrtd lists a value twice"),
     "nothing-pinned": (
         HEAD + "[tdx]\n" + "".join(f'{name} = "any"\n' for name in ("mrtd", *(f"rtmr{i}" for i in range(4)))),
         "every trust domain in the world",
     ),
-    "firmware-unpinned": (replaced(f'mrtd = ["{A}", "{B}"]', 'mrtd = "any"'), "(line 6): mrtd"),
+    "firmware-unpinned": (replaced(f'mrtd = ["{A}", "{B}"]', 'mrtd = "any"'), "p.toml:6: mrtd"),
     "events-alone": (
         HEAD
         + "[tdx]\n"
@@ -172,10 +182,10 @@ BAD = {
         replaced("= 17", "= 17\nrejected_advisories = []"),
         "rejected_advisories is an empty list",
     ),
-    "five-thousand-digits": (replaced("= 17", "= " + "9" * 5000), "not TOML"),
+    "five-thousand-digits": (replaced("= 17", "= " + "9" * 5000), "p.toml:4: not TOML"),
     "service-td-short": (replaced('rtmr3 = "any"', 'rtmr3 = "any"\nservice_td = ["00"]'), "service_td"),
     "sgx-empty": (HEAD + "[sgx]\n", "sgx needs mrenclave"),
-    "sgx-mrenclave-any": (HEAD + '[sgx]\nmrenclave = "any"\n', "(line 6)"),
+    "sgx-mrenclave-any": (HEAD + '[sgx]\nmrenclave = "any"\n', "p.toml:6: "),
     "sgx-no-mrenclave": (HEAD + "[sgx]\nmrenclave = []\n", "mrenclave is an empty list"),
     "sgx-both": (HEAD + SIGNER + f'mrenclave = ["{E32}"]\n', "decide for one"),
     "sgx-signer-without-version": (
@@ -190,11 +200,11 @@ BAD = {
     "sgx-events": (HEAD + SGX + "[sgx.events]\n", "unknown field `events`"),
     "mixed-roots": (
         HEAD + f'[roots]\nvendor = ["intel"]\nsimulated = "{E32}"\n' + TDX,
-        "(line 7): simulated stands beside vendor roots",
+        "p.toml:7: simulated stands beside vendor roots",
     ),
     "intel-as-simulated": (HEAD + f'[roots]\nsimulated = "{INTEL_SGX_ROOT_SHA256}"\n' + TDX, "vendor's root"),
-    "simulated-as-bool": (HEAD + "[roots]\nsimulated = true\n" + TDX, "(line 6)"),
-    "simulated-not-a-digest": (HEAD + '[roots]\nsimulated = "any"\n' + TDX, "(line 6): simulated must be 64"),
+    "simulated-as-bool": (HEAD + "[roots]\nsimulated = true\n" + TDX, "p.toml:6: "),
+    "simulated-not-a-digest": (HEAD + '[roots]\nsimulated = "any"\n' + TDX, "p.toml:6: simulated must be 64"),
     "no-vendor": (HEAD + "[roots]\nvendor = []\n" + TDX, "vendor is an empty list"),
     "unknown-vendor": (HEAD + '[roots]\nvendor = ["acme"]\n' + TDX, "vendor names 'acme'"),
     "platform-unknown": (HEAD + "[platform]\nallow_debug = true\n" + TDX, "unknown field `allow_debug`"),
@@ -249,7 +259,7 @@ def test_a_file_that_cannot_be_read_is_a_policy_error(case: str, tmp_path: Path)
 
 
 def test_the_example_of_the_specification_is_a_policy_with_the_digest_it_states() -> None:
-    page = (SPEC / "policy.md").read_text()
+    page = (SPEC.parent / "reference" / "policy.md").read_text()
     (example,) = re.findall(r"<!-- example -->\n```toml\n(.*?)```", page, re.DOTALL)
     policy = load_policy(example, name="policy.md")
     assert policy.digest == re.findall(r"^    ([0-9a-f]{64})$", page, re.MULTILINE)[0]

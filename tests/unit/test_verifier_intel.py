@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 
 import dcap_qvl
 import pytest
@@ -13,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simulated_evidence as attacks
-from cloister.attester.simulation.collateral import TCB_LADDER
+from cloister.attester.simulated import collateral_window
+from cloister.attester.simulation.chain import issue_crl
+from cloister.attester.simulation.collateral import TCB_LADDER, assemble_collateral, qe_identity, tcb_info
 from cloister.attester.simulation.quote import Layout
+from cloister.endorsements.pck import read_pck
 from cloister.endorsements.roots import INTEL_ROOT, simulated_root
 from cloister.errors import (
     AppraisalRefused,
@@ -27,6 +31,7 @@ from cloister.evidence.quote import parse_quote
 from cloister.verifier import dcap, intel
 from cloister.verifier.claims import Claims
 from cloister.verifier.rules import TCB_STATUSES, IntelRules
+from cloister.verifier.trail import Trail
 from simulated_attacks import ATTACKS, Attack
 from simulated_evidence import NOW, Presented
 
@@ -41,9 +46,11 @@ LAX = IntelRules(
 )
 
 
-def judge(shown: Presented, rules: IntelRules = STRICT) -> Claims:
+def judge(shown: Presented, rules: IntelRules = STRICT, trail: Trail | None = None) -> Claims:
     root = simulated_root(hashlib.sha256(shown.root).hexdigest())
-    return intel.verify(shown.quote, shown.collateral.encode(), root=root, now=shown.now, rules=rules)
+    return intel.verify(
+        shown.quote, shown.collateral.encode(), root=root, now=shown.now, rules=rules, trail=trail
+    )
 
 
 @pytest.mark.parametrize("layout", Layout, ids=lambda layout: layout.name)
@@ -65,6 +72,86 @@ def test_an_attack_is_refused_by_our_own_error(attack: Attack) -> None:
         judge(attack.present())
     assert len(str(refusal.value).splitlines()) == 1
     assert refusal.value.todo
+
+
+STOPS = {
+    # the number of the check that an attack fails, where it is not 7 (chain, revocation and signatures)
+    4: ("debug-td", "debug-enclave"),
+    5: ("root-of-another-vendor", "processor-of-another-vendor", "root-renamed-alike"),
+    6: (
+        "collateral-of-another-vendor",
+        "collateral-stale",
+        "collateral-from-the-future",
+        "root_crl-stale",
+        "pck_crl-stale",
+        "tcb_info-stale",
+        "qe_identity-stale",
+        "qe-identity-of-the-sgx-enclave",
+        "tcb-info-of-sgx",
+        "another-processor-family",
+        "before-the-certificates",
+        "after-the-collateral",
+    ),
+    8: ("quoting-enclave-below-every-level", "quoting-enclave-not-the-identified-one"),
+    9: (
+        "platform-SWHardeningNeeded",
+        "platform-ConfigurationNeeded",
+        "platform-ConfigurationAndSWHardeningNeeded",
+        "platform-OutOfDate",
+        "platform-OutOfDateConfigurationNeeded",
+        "platform-Revoked",
+        "platform-below-every-level",
+        "tdx-module-out-of-date",
+        "tdx-module-revoked",
+        "tdx-module-below-every-level",
+        "tdx-relaunch-advised",
+        "quoting-enclave-out-of-date",
+        "quoting-enclave-revoked",
+    ),
+    11: (
+        "multi-socket-platform-not-accepted",
+        "cached-keys-not-accepted",
+        "hyper-threading-not-accepted",
+        "td-without-sept-ve-disable",
+        "td-that-may-migrate",
+        "td-with-reserved-attributes",
+    ),
+}
+NUMBERS = {name: number for number, names in STOPS.items() for name in names}
+CLASSES = {4: VerificationError, 5: VerificationError, 6: EndorsementError, 8: VerificationError}
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_an_attack_stops_the_trail_at_its_check(attack: Attack) -> None:
+    shown, trail = attack.present(), Trail()
+    with pytest.raises(CloisterError) as refusal:
+        judge(shown, trail=trail)
+    assert trail.stopped == (NUMBERS.get(attack.name, 7), refusal.value)
+    number, error = trail.stopped
+    assert isinstance(error, CLASSES.get(number, CloisterError))
+    # What passed before is there in order, and nothing of its own number or behind it.
+    passed = [check.number for check in trail.passed]
+    assert passed == sorted(passed)
+    assert all(before < number for before in passed)
+    assert {3, 4, 5} & set(range(number)) <= set(passed)
+    # Rules are asked last: whoever is refused by one is genuine.
+    assert ({7, 8} <= set(passed)) == isinstance(error, AppraisalRefused)
+
+
+def test_every_check_is_on_the_trail_of_honest_evidence() -> None:
+    trail = Trail()
+    trail.found(1, "before")
+    claims = judge(attacks.honest(), trail=trail)
+    assert [check.number for check in claims.checks] == list(range(3, 12))
+    assert trail.passed[1:] == claims.checks
+    assert trail.stopped is None
+
+
+def test_the_machine_is_named_for_allow_lists() -> None:
+    claims = judge(attacks.honest())
+    identity = read_pck(attacks.platform().chain.pck.der)
+    assert claims.hardware == {"ppid": identity.ppid, "pck_sha256": identity.spki_sha256}
+    assert claims.hardware["ppid"] == attacks.platform().hardware.ppid.hex()
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
@@ -119,6 +206,44 @@ def test_a_lower_evaluation_number_is_refused() -> None:
     judge(attacks.honest(), IntelRules(min_tcb_evaluation_number=number))
     with pytest.raises(AppraisalRefused, match=f"minimum {number + 1}"):
         judge(attacks.honest(), IntelRules(min_tcb_evaluation_number=number + 1))
+
+
+def evaluated(*, tcb: int, qe: int) -> Presented:
+    """Collateral whose two documents have different evaluation numbers."""
+    vendor, window = attacks.platform(), collateral_window(NOW)
+    collateral = assemble_collateral(
+        vendor.chain,
+        tcb_info("tdx", vendor.hardware, window, evaluation=tcb),
+        qe_identity("tdx", window, evaluation=qe),
+        root_crl=issue_crl(vendor.chain.root, window),
+        pck_crl=issue_crl(vendor.chain.pck_ca, window),
+    )
+    return dataclasses.replace(attacks.honest(), collateral=collateral)
+
+
+@pytest.mark.parametrize(("tcb", "qe"), [(16, 17), (17, 16), (16, 16)])
+def test_the_evaluation_number_is_the_lower_of_both_documents(tcb: int, qe: int) -> None:
+    shown = evaluated(tcb=tcb, qe=qe)
+    assert judge(shown, IntelRules(min_tcb_evaluation_number=16)).tcb_evaluation_number == 16
+    trail = Trail()
+    with pytest.raises(AppraisalRefused, match="(?i)eval"):
+        judge(shown, IntelRules(min_tcb_evaluation_number=17), trail)
+    assert trail.stopped is not None
+    assert trail.stopped[0] == 10
+
+
+OLD_ENCLAVE = dataclasses.replace(STRICT, accepted_statuses=frozenset({"UpToDate", "OutOfDate"}))
+
+
+def test_the_grace_and_the_advisories_cover_the_quoting_enclave_too() -> None:
+    shown = attacks.presented(attacks.processor(qe_svn=3))
+    rules = dataclasses.replace(OLD_ENCLAVE, out_of_date_grace=400 * 86400)
+    claims = judge(shown, rules)
+    assert (claims.tcb_status, claims.advisory_ids) == ("OutOfDate", ("SIMULATED-SA-00001",))
+    with pytest.raises(AppraisalRefused, match="QE TCB too old"):
+        judge(shown, dataclasses.replace(rules, out_of_date_grace=60))
+    with pytest.raises(AppraisalRefused, match="SIMULATED-SA-00001"):
+        judge(shown, dataclasses.replace(rules, rejected_advisories=frozenset({"SIMULATED-SA-00001"})))
 
 
 def test_a_revoked_certificate_is_named() -> None:
@@ -281,6 +406,8 @@ CARELESS = {
     "a low evaluation number": ({"evaluation_number": 0}, AppraisalRefused),
     "collateral from the future": ({"issued_at": NOW + 1}, EndorsementError),
     "collateral that ends now": ({"expires": NOW}, EndorsementError),
+    "another platform's PPID": ({"ppid": "00" * 16}, VerificationError),
+    "another platform's FMSPC": ({"fmspc": "00" * 6}, VerificationError),
 }
 
 
@@ -320,4 +447,4 @@ def test_the_legacy_entry_of_dcap_is_never_used() -> None:
         text = source.read_text()
         assert "verify_with_root_ca" not in text
         assert "dcap_qvl.verify(" not in text
-        assert "import verify" not in text.replace("from cloister.verifier.intel import verify", "")
+        assert not re.search(r"from dcap_qvl import .*\bverify\b", text)

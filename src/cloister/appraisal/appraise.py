@@ -1,7 +1,7 @@
 """Appraisal: is this the workload that the policy names, fresh, and are these its keys?
 
 :func:`appraise` is pure: the bundle, the nonce, the policy and ``now`` are arguments. It runs seventeen numbered
-checks (docs/spec/policy.md) and raises at the first that fails; there is no partial result. The key material is
+checks (docs/reference/checks.md) and raises at the first that fails; there is no partial result. The key material is
 decoded only after the quote that binds it was verified.
 """
 
@@ -94,13 +94,22 @@ def appraise(
         expires = min(ends if keys_end is None else [*ends, keys_end])
         found(f"the result stands for {expires - now} s")
     claims = replace(claims, checks=trail.passed)
-    policy_digest = policy.digest
-    return AttestationResult(
-        keys=keys,
-        claims=claims,
-        policy_digest=policy_digest,
+    seal = Appraised(
+        keys,
+        claims,
+        key_material=bundle.key_material,
+        policy_digest=policy.digest,
         verified_at=now,
         expires=expires,
         checks=trail.passed,
-        _seal=Appraised(keys, claims, policy_digest=policy_digest, expires=expires),
+    )
+    return AttestationResult(
+        keys=keys,
+        claims=claims,
+        policy_digest=policy.digest,
+        verified_at=now,
+        expires=expires,
+        checks=trail.passed,
+        key_material=bundle.key_material,
+        _seal=seal,
     )

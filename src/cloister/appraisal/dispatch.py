@@ -5,7 +5,7 @@ from __future__ import annotations
 from cloister.appraisal.hardware import judge_hardware
 from cloister.appraisal.judge_intel import judge_sgx, judge_sgx_platform, judge_tdx, judge_tdx_platform
 from cloister.appraisal.judge_snp import judge_snp, judge_snp_platform
-from cloister.appraisal.judge_tpm import judge_tpm
+from cloister.appraisal.judge_tpm import judge_tpm, judge_tpm_platform
 from cloister.appraisal.policy import Policy
 from cloister.appraisal.reference_intel import intel_rules
 from cloister.errors import AppraisalRefused, VerificationError
@@ -50,6 +50,8 @@ def judge_platform(claims: Claims, policy: Policy, trail: Trail) -> None:
         judge_sgx_platform(claims, policy.sgx, trail)
     elif claims.tee in ("snp", "az-snp-vtpm") and policy.snp is not None:
         judge_snp_platform(claims, policy.snp, trail)
+    elif claims.tee == "tpm" and policy.tpm is not None:
+        judge_tpm_platform(claims, policy.tpm, trail)
     judge_hardware(claims, policy.hardware, trail)
 
 
@@ -63,8 +65,8 @@ def judge_workload(claims: Claims, policy: Policy, trail: Trail) -> None:
         judge_snp(claims, policy.snp, trail)
     elif claims.tee == "az-snp-vtpm" and policy.snp is not None and policy.azure is not None:
         judge_snp(claims, policy.snp, trail)
-        judge_tpm(claims, policy.azure.pcrs, trail)
+        judge_tpm(claims, policy.azure, trail)
     elif claims.tee == "tpm" and policy.tpm is not None:
-        judge_tpm(claims, policy.tpm.pcrs, trail)
+        judge_tpm(claims, policy.tpm, trail)
     else:
         raise AppraisalRefused(f"the policy has no reference values for {claims.tee}")

@@ -1,13 +1,14 @@
 """Drafts: the TOML text of a policy that is pinned to given values.
 
-For `cloister measure` and for tests. A draft is text for a person to read and keep: it goes through
-:func:`~cloister.appraisal.policy.load_policy` before it is returned, so that what is written can be read. Nothing
-is left out silently: a measurement that is not given has to be given as ``"any"``.
+For `cloister measure` and for tests; draft_observed.py drafts from evidence. A draft is text for a person to read and
+keep: it goes through :func:`~cloister.appraisal.policy.load_policy` before it is returned, so that what is written can
+be read. Nothing is left out silently: a measurement that is not given has to be given as ``"any"``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -16,11 +17,8 @@ from cloister.appraisal.reference_intel import TDX_MEASUREMENTS, Platform
 from cloister.errors import PolicyError
 from cloister.evidence.bundle import TeeKind
 from cloister.evidence.eventlog import LaunchEvent
-from cloister.verifier.claims import Claims
 
 DEFAULT_MAX_AGE = 3600
-
-DRAFT_GRACE = 365 * 24 * 3600
 
 Reference = bytes | Sequence[bytes] | Literal["any"]
 
@@ -76,28 +74,38 @@ def draft_policy(
     return text
 
 
-def draft_from_claims(
-    claims: Claims, *, max_age_seconds: int = DEFAULT_MAX_AGE, title: str = "observed, not yet judged"
-) -> str:
-    """The policy that would have accepted ``claims``: a start for review, not a recommendation."""
-    if claims.tcb_status is None or claims.tcb_evaluation_number is None:
-        raise PolicyError(f"there is no draft for {claims.tee} evidence")
-    return draft_policy(
-        tee=claims.tee,
-        measurements=claims.measurements,
-        events=[LaunchEvent(name=name, payload=payload) for name, payload in claims.events.items()],
-        min_tcb_evaluation_number=claims.tcb_evaluation_number,
-        accepted_statuses=(claims.tcb_status,),
-        out_of_date_grace_seconds=DRAFT_GRACE if claims.tcb_status.startswith("OutOfDate") else None,
-        simulated_root=claims.root_sha256 if claims.simulated else None,
-        platform=Platform(
-            allow_dynamic_platform=claims.details.get("dynamic_platform") == "True",
-            allow_cached_keys=claims.details.get("cached_keys") == "True",
-            allow_smt=claims.details.get("smt_enabled") == "True",
-        ),
-        max_age_seconds=max_age_seconds,
-        title=title,
-    )
+def render_policy(document: Mapping[str, object], *, title: str = "") -> str:
+    """The TOML text of ``document``: scalars and lists of texts first, then its tables, each under its header."""
+    lines = [f"# {_printable(line)}".rstrip() for line in title.splitlines()]
+    lines += _table(document, ())
+    return "\n".join(lines) + "\n"
+
+
+def _table(table: Mapping[str, object], path: tuple[str, ...]) -> list[str]:
+    own = [
+        f"{_key(name)} = {_value(value)}" for name, value in table.items() if not isinstance(value, Mapping)
+    ]
+    lines = [*(["", f"[{'.'.join(_key(part) for part in path)}]"] if path and own else []), *own]
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            lines += _table(value, (*path, name))
+    return lines
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _text(name)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return f"[{', '.join(_text(item) for item in value)}]"
+    raise PolicyError(f"a draft cannot say a {type(value).__name__}")
 
 
 def _events(tee: TeeKind, events: Iterable[LaunchEvent]) -> list[str]:

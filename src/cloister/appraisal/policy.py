@@ -1,19 +1,20 @@
-"""The appraisal policy: what a relying party accepts, as a TOML file (docs/spec/policy.md).
+"""The appraisal policy: what a relying party accepts, as a TOML file (docs/reference/policy.md).
 
 Everything that matters is decided by the file: a measurement that may be anything says ``"any"``, an empty list, an
 unknown field or an unknown status is refused, and a policy that pins nothing is refused too. There is no field
-for debug. The simulated root is named by its digest, and never beside a vendor's.
+for debug. The simulated root is named by its digest, and never beside a vendor's. Every refusal names the line.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
+
+from cloister.appraisal.document import MAX_POLICY, PAGE, parse_document
 from cloister.appraisal.hardware import Hardware, check_hardware
 from cloister.appraisal.reference_intel import (
     Platform,
@@ -27,6 +28,7 @@ from cloister.appraisal.reference_intel import (
 from cloister.appraisal.reference_nvidia import NvidiaReference, check_nvidia
 from cloister.appraisal.reference_snp import SnpReference, check_snp
 from cloister.appraisal.reference_tpm import AzureReference, TpmReference, check_azure, check_tpm
+from cloister.appraisal.refusals import refused_line
 from cloister.appraisal.values import check_digests, check_some
 from cloister.encoding import Record, convert, encode_json, from_hex
 from cloister.endorsements.roots import (
@@ -39,11 +41,10 @@ from cloister.endorsements.roots import (
     named_root,
     simulated_root,
 )
-from cloister.errors import CloisterError, FormatError, PolicyError
+from cloister.errors import FormatError, PolicyError
 from cloister.evidence.bundle import TeeKind
 
 FORMAT: Final = "cloister/policy/v1"
-MAX_POLICY = 256 * 1024
 MAX_AGE = 30 * 24 * 3600
 """Upper bound of ``max_age_seconds``: collateral lives about as long."""
 VENDORS: Final = ("intel", "amd", "nvidia")
@@ -82,8 +83,11 @@ class Policy(Record, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of the policy's canonical JSON: comments and layout do not count."""
-        return hashlib.sha256(encode_json(self)).hexdigest()
+        """SHA-256 (hexadecimal) of the policy's canonical JSON: comments and layout do not count.
+
+        Absent fields are left out, so that a release which learns a new field leaves old policies their names.
+        """
+        return hashlib.sha256(encode_json(_present(msgspec.to_builtins(self)))).hexdigest()
 
     @property
     def tees(self) -> tuple[TeeKind, ...]:
@@ -122,46 +126,71 @@ class Policy(Record, frozen=True, kw_only=True):
 
 def read_policy(path: str | Path) -> Policy:
     """Read and check a policy file. Raises :class:`~cloister.errors.PolicyError`."""
-    path = Path(path)
+    return load_policy(read_policy_text(path), name=str(path))
+
+
+def read_policy_text(path: str | Path) -> str:
+    """The text of a policy file, unchecked. Raises :class:`~cloister.errors.PolicyError`."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_POLICY + 1)
-        text = data.decode("utf-8")
+        with Path(path).open("rb") as file:
+            return file.read(MAX_POLICY + 1).decode("utf-8")
     except OSError as error:
         raise PolicyError(
             f"{path} cannot be read ({error.strerror})", todo="name an existing policy file"
         ) from None
     except UnicodeDecodeError:
-        raise PolicyError(f"{path} is not UTF-8 text") from None
-    return load_policy(text, name=str(path))
+        raise PolicyError(f"{path} is not UTF-8 text", todo="save it as UTF-8") from None
 
 
 def load_policy(text: str, *, name: str) -> Policy:
     """Check the TOML ``text`` of a policy; ``name`` is its file in errors.
 
-    Raises :class:`~cloister.errors.PolicyError` with the line, where it can be told.
+    Raises :class:`~cloister.errors.PolicyError`, which says ``name:line: `` and what is wrong there.
     """
-    if len(text.encode("utf-8", "replace")) > MAX_POLICY:
-        raise PolicyError(f"{name} is longer than {MAX_POLICY} bytes")
-    try:
-        table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of 5000 digits is a ValueError of its own
-        raise PolicyError(f"{name} is not TOML: {str(error)[:200]}") from None
-    try:
-        policy = convert(table, Policy, what="policy")
-        _check(policy)
-    except CloisterError as error:
-        what = error.what.removeprefix("policy does not have the form it should: ")
+    document = parse_document(text, name=name)
+    if marks := document.marks:
+        first, more = marks[0], len(marks) - 1
         raise PolicyError(
-            f"{name}{_line(text, what)}: {what}", todo=error.todo or "see docs/spec/policy.md"
-        ) from None
+            f"{name}:{first.line}: {first.field} is not decided{f' (and {more} more)' if more else ''}",
+            todo=f"{first.note}: write what you accept in its place",
+        )
+    try:
+        return _convert(document.table)
+    except FormatError as error:
+        scope = error.table if isinstance(error, _TableRefused) else ""
+        line = refused_line(document.table, error.what, _refusal_of, document.positions, scope=scope)
+        what = error.what.removeprefix(_FORM)
+        raise PolicyError(f"{name}:{line}: {what}", todo=error.todo or PAGE) from None
+
+
+_FORM = "policy does not have the form it should: "
+
+
+class _TableRefused(FormatError):
+    """What a table's own check says, and which table's."""
+
+    def __init__(self, table: str, error: FormatError) -> None:
+        super().__init__(error.what, todo=error.todo)
+        self.table = table
+
+
+def _convert(table: dict[str, Any]) -> Policy:
+    policy = convert(table, Policy, what="policy")
+    _check(policy)
     return policy
+
+
+def _refusal_of(table: dict[str, Any]) -> str:
+    try:
+        _convert(table)
+    except FormatError as error:
+        return error.what
+    return ""
 
 
 def _check(policy: Policy) -> None:
     if not 1 <= policy.max_age_seconds <= MAX_AGE:
         raise FormatError(f"max_age_seconds must be 1 to {MAX_AGE}, not {policy.max_age_seconds}")
-    _check_roots(policy.roots)
     if not policy.tees:
         raise FormatError(
             "the policy accepts no kind of TEE",
@@ -176,19 +205,59 @@ def _check(policy: Policy) -> None:
         raise FormatError("[tpm] and roots.tpm go together", todo="name the roots of the TPM's keys")
     if policy.azure is not None and policy.snp is None:
         raise FormatError("[azure] needs [snp] beside it", todo="say what the guest must measure")
-    checks: tuple[tuple[Any, Callable[[Any], None]], ...] = (
-        (policy.tcb, check_tcb),
-        (policy.hardware, check_hardware),
-        (policy.tdx, check_tdx),
-        (policy.sgx, check_sgx),
-        (policy.snp, check_snp),
-        (policy.tpm, check_tpm),
-        (policy.azure, check_azure),
-        (policy.nvidia, check_nvidia),
+    checks: tuple[tuple[str, Callable[[Any], None]], ...] = (
+        ("roots", _check_roots),
+        ("tcb", check_tcb),
+        ("hardware", check_hardware),
+        ("tdx", check_tdx),
+        ("sgx", check_sgx),
+        ("snp", check_snp),
+        ("tpm", check_tpm),
+        ("azure", check_azure),
+        ("nvidia", check_nvidia),
     )
-    for table, check in checks:
+    for name, check in checks:
+        table = getattr(policy, name)
         if table is not None:
-            check(table)
+            try:
+                check(table)
+            except FormatError as error:
+                raise _TableRefused(name, error) from None
+    _check_companions(policy)
+
+
+def _check_companions(policy: Policy) -> None:
+    """A table without a root that could vouch for it would accept nothing, and hide a mistake."""
+    roots = policy.roots
+    for tee in policy.tees:
+        if not policy.roots_of(tee):
+            raise FormatError(
+                f"roots.vendor leaves out the vendor of {tee} evidence, whose table stands here",
+                todo="list the vendor, or remove the table",
+            )
+    if policy.nvidia is not None:
+        if roots.vendor is not None and "nvidia" not in roots.vendor:
+            raise FormatError(
+                "roots.vendor leaves out nvidia, and [nvidia] stands here",
+                todo="list the vendor, or remove the table",
+            )
+        if (roots.simulated is None) != (roots.simulated_device is None):
+            raise FormatError(
+                "[nvidia] beside roots.simulated needs roots.simulated_device: hardware and simulation are never mixed",
+                todo="name the root of the simulated GPUs",
+            )
+    if policy.tpm is not None and roots.simulated is not None:
+        raise FormatError(
+            "[tpm] stands beside roots.simulated: hardware and simulation are never mixed",
+            todo="write one policy for each",
+        )
+
+
+def _present(value: Any) -> Any:
+    """``value`` without the fields that are absent."""
+    if isinstance(value, dict):
+        return {key: _present(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def _check_roots(roots: Roots) -> None:
@@ -218,14 +287,3 @@ def _check_roots(roots: Roots) -> None:
         from_hex(digest, 32, what=name)
         if digest in VENDOR_ROOT_SHA256S:
             raise FormatError(f"{name} names a hardware vendor's root", todo="leave [roots] out for hardware")
-
-
-def _line(text: str, what: str) -> str:
-    """`` (line N)`` of the field that ``what`` speaks of, where it is found."""
-    words = re.findall(r"field `([^`]+)`", what) + re.findall(r"`\$\.([^`]+)`", what)
-    for word in [*words, *re.findall(r"^[\w.-]+", what)]:
-        field = re.escape(re.sub(r"\[.*?\]", "", word).rpartition(".")[2])
-        for number, line in enumerate(text.splitlines(), 1):
-            if field and re.match(rf'\s*\[*\s*([\w".-]*\.)?"?{field}"?\s*(=|\])', line):
-                return f" (line {number})"
-    return ""

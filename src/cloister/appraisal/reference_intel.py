@@ -1,8 +1,15 @@
-"""``[tcb]``, ``[platform]``, ``[tdx]`` and ``[sgx]`` of a policy: what Intel's TEEs may be, and what they must measure."""
+"""``[tcb]``, ``[platform]``, ``[tdx]`` and ``[sgx]`` of a policy: what Intel's TEEs may be, and what they must measure.
+
+docs/reference/policy-intel.md says each field in words. Fields that a policy leaves out have their strictest reading:
+no optional attribute, zeros where an owner could have written something.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from cloister.appraisal.values import Values, check_digests, check_some
@@ -13,6 +20,15 @@ from cloister.verifier.rules import TCB_STATUSES, IntelRules
 
 MAX_GRACE = 10 * 365 * 24 * 3600
 TDX_MEASUREMENTS: Final = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+TDX_OWNER_FIELDS: Final = ("mr_config_id", "mr_owner", "mr_owner_config")
+SGX_OWNER_FIELDS: Final = {"config_id": 64, "family_id": 16, "ext_prod_id": 16}
+TDX_ATTRIBUTES: Final = ("ICSSD", "LASS", "PKS", "KL", "TPA", "PERFMON")
+"""What ``tdx.attributes`` may name. Debug, profiling and migration are never accepted, SEPT_VE_DISABLE always needed."""
+SGX_ATTRIBUTES: Final = ("PROVISION_KEY", "EINITTOKEN_KEY", "CET", "KSS", "AEX_NOTIFY")
+MISC_SELECT_BITS: Final = ("EXINFO", "CPINFO")
+TEXT: Final = "text:"
+MAX_TEXT: Final = 4096
+MAX_FIRMWARE_EVENTS: Final = 256
 
 
 class Tcb(Record, frozen=True, kw_only=True):
@@ -46,6 +62,25 @@ class TdxReference(Record, frozen=True, kw_only=True):
 
     Where there is such a table, an event that it does not name is refused.
     """
+    firmware_events: dict[str, tuple[str, ...]] | None = None
+    """Firmware events that must have happened: a label of one's own -> accepted SHA-384 digests, or ``text:…``.
+
+    Where there is such a table, each event in a register that is not pinned (RTMR0 to RTMR2) must be in it.
+    """
+    attributes: tuple[str, ...] | None = None
+    """Optional attributes that may be set; without the field none."""
+    required_attributes: tuple[str, ...] | None = None
+    """Optional attributes that must be set."""
+    xfam: tuple[str, ...] | None = None
+    """Accepted XFAM values, 8 bytes as they stand in the report; without the field all of known features."""
+    mr_seam: tuple[str, ...] | None = None
+    """Accepted TDX modules; without the field those that Intel's TCB info covers."""
+    mr_config_id: Values | None = None
+    """Accepted MRCONFIGID; without the field it must be zeros."""
+    mr_owner: Values | None = None
+    """Likewise MROWNER."""
+    mr_owner_config: Values | None = None
+    """Likewise MROWNERCONFIG."""
     service_td: tuple[str, ...] | None = None
     """Accepted MRSERVICETD digests; without the field a TD bound to a service TD is refused."""
 
@@ -57,6 +92,22 @@ class SgxReference(Record, frozen=True, kw_only=True):
     mrsigner: tuple[str, ...] | None = None
     isv_prod_id: int | None = None
     min_isv_svn: int | None = None
+    attributes: tuple[str, ...] | None = None
+    """Optional attributes that may be set; without the field none."""
+    required_attributes: tuple[str, ...] | None = None
+    """Optional attributes that must be set."""
+    xfrm: tuple[str, ...] | None = None
+    """Accepted XFRM values, 8 bytes as they stand in the report; without the field all of known features."""
+    misc_select: tuple[str, ...] | None = None
+    """MISCSELECT bits that may be set; without the field none."""
+    config_id: Values | None = None
+    """Accepted CONFIGID (64 bytes); without the field it must be zeros."""
+    min_config_svn: int | None = None
+    """Lowest CONFIGSVN; without the field it must be 0."""
+    family_id: Values | None = None
+    """Accepted ISVFAMILYID (16 bytes); without the field it must be zeros."""
+    ext_prod_id: Values | None = None
+    """Accepted ISVEXTPRODID (16 bytes); without the field it must be zeros."""
 
 
 def intel_rules(tcb: Tcb, platform: Platform) -> IntelRules:
@@ -102,26 +153,14 @@ def check_tcb(tcb: Tcb) -> None:
 
 def check_tdx(tdx: TdxReference) -> None:
     """Raise :class:`~cloister.errors.FormatError` unless the table can be meant."""
-    for name in TDX_MEASUREMENTS:
-        values = getattr(tdx, name)
-        if values != "any":
-            check_digests(name, values, 48)
-    if tdx.service_td is not None:
-        check_digests("service_td", tdx.service_td, 48)
-    if tdx.events is not None and not tdx.events:
-        raise FormatError(
-            "events is an empty table", todo="leave it out, or name the events that must happen"
-        )
-    for event, payloads in (tdx.events or {}).items():
-        if not 1 <= len(event) <= 64:
-            raise FormatError(f"events names {event[:64]!r}: names have 1 to 64 characters")
-        if payloads == "any":
-            continue
-        check_some(f"events.{event}", payloads)
-        for payload in payloads:
-            if len(payload) > 2 * MAX_PAYLOAD:
-                raise FormatError(f"events.{event} has a payload over {MAX_PAYLOAD} bytes")
-            from_hex(payload, len(payload) // 2, what=f"events.{event}")
+    for name in (*TDX_MEASUREMENTS, *TDX_OWNER_FIELDS):
+        _check_values(name, getattr(tdx, name), 48)
+    for name, size in (("service_td", 48), ("mr_seam", 48), ("xfam", 8)):
+        _check_values(name, getattr(tdx, name), size)
+    _check_names("attributes", tdx.attributes, TDX_ATTRIBUTES)
+    _check_names("required_attributes", tdx.required_attributes, TDX_ATTRIBUTES)
+    _check_events(tdx.events)
+    _check_firmware_events(tdx.firmware_events)
     if tdx.mrtd == "any":
         # Only MRTD is written by the TDX module; what it measured extends the registers and says what happened.
         raise FormatError(
@@ -133,6 +172,14 @@ def check_tdx(tdx: TdxReference) -> None:
 
 def check_sgx(sgx: SgxReference) -> None:
     """Raise :class:`~cloister.errors.FormatError` unless the table can be meant."""
+    for name, size in SGX_OWNER_FIELDS.items():
+        _check_values(name, getattr(sgx, name), size)
+    _check_values("xfrm", sgx.xfrm, 8)
+    _check_names("attributes", sgx.attributes, SGX_ATTRIBUTES)
+    _check_names("required_attributes", sgx.required_attributes, SGX_ATTRIBUTES)
+    _check_names("misc_select", sgx.misc_select, MISC_SELECT_BITS)
+    if sgx.min_config_svn is not None and not 0 <= sgx.min_config_svn <= 0xFFFF:
+        raise FormatError("min_config_svn must be 0 to 65535")
     by_signer = (sgx.mrsigner, sgx.isv_prod_id, sgx.min_isv_svn)
     if sgx.mrenclave is not None:
         if any(field is not None for field in by_signer):
@@ -145,3 +192,77 @@ def check_sgx(sgx: SgxReference) -> None:
     for name, value in (("isv_prod_id", sgx.isv_prod_id), ("min_isv_svn", sgx.min_isv_svn)):
         if not 0 <= value <= 0xFFFF:
             raise FormatError(f"{name} must be 0 to 65535")
+
+
+@lru_cache(maxsize=1024)
+def firmware_digests(value: str) -> frozenset[bytes]:
+    """The SHA-384 digests that ``value`` of ``firmware_events`` accepts.
+
+    A text stands for the forms in which firmware and loaders measure one: UTF-8 or UTF-16, with or without its NUL.
+    """
+    if not value.startswith(TEXT):
+        return frozenset({bytes.fromhex(value)})
+    text = value.removeprefix(TEXT)
+    return frozenset(
+        hashlib.sha384(form.encode(encoding)).digest()
+        for form in (text, text + "\0")
+        for encoding in ("utf-8", "utf-16-le")
+    )
+
+
+def _check_values(name: str, values: Values | None, size: int) -> None:
+    if values is not None and values != "any":
+        check_digests(name, values, size)
+
+
+def _check_names(name: str, values: tuple[str, ...] | None, known: tuple[str, ...]) -> None:
+    if values is None:
+        return
+    check_some(name, values)
+    for value in values:
+        if value not in known:
+            raise FormatError(
+                f"{name} names {value[:40]!r}, which no policy can accept",
+                todo=f"it may name {', '.join(known)}",
+            )
+
+
+def _check_events(events: dict[str, Values] | None) -> None:
+    _check_labels("events", events)
+    for event, payloads in (events or {}).items():
+        if payloads == "any":
+            continue
+        check_some(f"events.{event}", payloads)
+        for payload in payloads:
+            if len(payload) > 2 * MAX_PAYLOAD:
+                raise FormatError(f"events.{event} has a payload over {MAX_PAYLOAD} bytes")
+            from_hex(payload, len(payload) // 2, what=f"events.{event}")
+
+
+def _check_firmware_events(events: dict[str, tuple[str, ...]] | None) -> None:
+    _check_labels("firmware_events", events)
+    for label, values in (events or {}).items():
+        check_some(f"firmware_events.{label}", values)
+        if len(values) > MAX_FIRMWARE_EVENTS:
+            raise FormatError(f"firmware_events.{label} lists over {MAX_FIRMWARE_EVENTS} values")
+        for value in values:
+            if not value.startswith(TEXT):
+                from_hex(value, 48, what=f"firmware_events.{label}")
+            elif not 1 <= len(value.removeprefix(TEXT)) <= MAX_TEXT:
+                raise FormatError(
+                    f"firmware_events.{label} has a text of over {MAX_TEXT} characters, or of none"
+                )
+
+
+def _check_labels(name: str, table: Mapping[str, object] | None) -> None:
+    if table is None:
+        return
+    if not table:
+        raise FormatError(
+            f"{name} is an empty table", todo="leave it out, or name the events that must happen"
+        )
+    if len(table) > MAX_FIRMWARE_EVENTS:
+        raise FormatError(f"{name} names over {MAX_FIRMWARE_EVENTS} events")
+    for label in table:
+        if not 1 <= len(label) <= 64:
+            raise FormatError(f"{name} names {label[:64]!r}: names have 1 to 64 characters")

@@ -16,7 +16,7 @@ from typing import Annotated
 import click
 import typer
 
-from cloister.cli import broker, keys, measure, seal, serve, simulate, unseal
+from cloister.cli import broker, doctor, endorsements, inspect, keys, measure, policy, seal, serve, simulate, unseal, verify
 from cloister.errors import EXIT_USAGE, CloisterError
 
 EXIT_INTERRUPTED = 130
@@ -54,9 +54,14 @@ def build() -> typer.Typer:
     app.command("serve")(serve.command)
     app.command("seal")(seal.command)
     app.command("unseal")(unseal.command)
+    app.command("verify")(verify.command)
+    app.command("inspect")(inspect.command)
+    app.command("doctor")(doctor.command)
     app.add_typer(keys.app, name="keys")
     app.add_typer(broker.app, name="broker")
+    app.add_typer(endorsements.app, name="endorsements")
     app.add_typer(measure.app, name="measure")
+    app.add_typer(policy.app, name="policy")
     app.add_typer(simulate.app, name="simulate")
     return app
 

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cloister.cli.serving import (
+    EndorsementsOption,
+    NoEndorsementsOption,
+    PccsOption,
+    SimulatedOption,
+    TeeOption,
+)
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +30,6 @@ PassphraseOption = Annotated[
 ]
 InitOption = Annotated[bool, typer.Option("--init", help="Make the state if there is none.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-SimulatedOption = Annotated[
-    Path | None,
-    typer.Option("--simulated-tee", help="Attest as the simulated TEE in this directory. Protects nothing."),
-]
 
 
 @app.command()
@@ -107,6 +110,10 @@ def serve(
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8090,
     simulated_tee: SimulatedOption = None,
+    tee: TeeOption = "auto",
+    pccs: PccsOption = None,
+    endorsements: EndorsementsOption = None,
+    no_endorsements: NoEndorsementsOption = False,
     init: InitOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -115,12 +122,14 @@ def serve(
     from cloister.broker.audit import AuditLog
     from cloister.broker.configuration import broker_events
     from cloister.broker.serving import seal_broker
-    from cloister.cli.serving import open_platform, run_server, take_port
+    from cloister.cli.serving import open_tee, run_server, take_port
 
-    platform = open_platform(simulated_tee)
+    machine = open_tee(
+        simulated_tee, asked=tee, pccs=pccs, endorsements=endorsements, no_endorsements=no_endorsements
+    )
     listener = take_port(host, port)
     store = _open(state, passphrase_file, init)
-    attester = platform.tee("tdx", launch=broker_events())
+    attester = machine.launch(broker_events())
     gateway, keyring = seal_broker(create_broker(store, AuditLog(state)), attester)
     try:
         run_server(gateway, listener, name="broker", as_json=as_json)

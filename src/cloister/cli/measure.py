@@ -18,20 +18,29 @@ from cloister.cli.serve import (
     NameOption,
     NoApiKeysOption,
     SignersOption,
-    SimulatedOption,
     SlotsOption,
     configure,
     parse_signers,
 )
+from cloister.cli.serving import SimulatedOption
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
     from cloister.evidence.eventlog import LaunchEvent
 
+_TITLE = "Accepts exactly the workload that these options launch; printed by `cloister measure`."
 app = typer.Typer(
     no_args_is_help=True, help="Print the policy that accepts exactly what you are about to launch."
 )
 
+MinimumOption = Annotated[
+    int | None,
+    typer.Option(
+        "--min-evaluation-number",
+        min=1,
+        help="On real hardware: the oldest tcbEvaluationDataNumber of Intel's that the policy accepts.",
+    ),
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write there instead of standard output.")]
 
 
@@ -47,6 +56,7 @@ def serve(
     api_keys: ApiKeysOption = None,
     no_api_keys: NoApiKeysOption = False,
     simulated_tee: SimulatedOption = None,
+    min_evaluation_number: MinimumOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,35 +71,33 @@ def serve(
         model, model_name, engine, context, slots, signers, policy, api_keys, no_api_keys
     )
     source = find_model(model, signers=signers)
-    _write(serving_events(configuration, source.digest), simulated_tee, out, as_json)
+    events = serving_events(configuration, source.digest)
+    _write(events, simulated_tee, min_evaluation_number, out, as_json)
 
 
 @app.command("broker")
-def broker(simulated_tee: SimulatedOption = None, out: OutOption = None, as_json: JsonOption = False) -> None:
+def broker(
+    simulated_tee: SimulatedOption = None,
+    min_evaluation_number: MinimumOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """The policy for `cloister broker serve`."""
     from cloister.broker.configuration import broker_events
 
-    _write(broker_events(), simulated_tee, out, as_json)
+    _write(broker_events(), simulated_tee, min_evaluation_number, out, as_json)
 
 
 def _write(
-    events: Sequence[LaunchEvent], simulated_tee: Path | None, out: Path | None, as_json: bool
+    events: Sequence[LaunchEvent],
+    simulated_tee: Path | None,
+    minimum: int | None,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     import json
 
-    from cloister.appraisal.draft import draft_policy
-    from cloister.attester.simulation.collateral import EVALUATION_NUMBER
-    from cloister.cli.serving import open_platform
-
-    platform = open_platform(simulated_tee)
-    text = draft_policy(
-        tee="tdx",
-        measurements=platform.tee("tdx", launch=events).measurements,
-        events=events,
-        min_tcb_evaluation_number=EVALUATION_NUMBER,
-        simulated_root=platform.root_sha256,
-        title="Accepts exactly the workload that these options launch; printed by `cloister measure`.",
-    )
+    text = _draft_simulated(events, simulated_tee) if simulated_tee else _draft_machine(events, minimum)
     if out is not None:
         try:
             out.write_text(text)
@@ -103,3 +111,44 @@ def _write(
         typer.echo(text, nl=False)
     else:
         typer.echo(f"{out}: accepts exactly what these options launch; for clients and the broker")
+
+
+def _draft_simulated(events: Sequence[LaunchEvent], directory: Path) -> str:
+    from cloister.appraisal.draft import draft_policy
+    from cloister.attester.simulation.collateral import EVALUATION_NUMBER
+    from cloister.cli.serving import open_platform
+
+    platform = open_platform(directory)
+    return draft_policy(
+        tee="tdx",
+        measurements=platform.tee("tdx", launch=events).measurements,
+        events=events,
+        min_tcb_evaluation_number=EVALUATION_NUMBER,
+        simulated_root=platform.root_sha256,
+        title=_TITLE,
+    )
+
+
+def _draft_machine(events: Sequence[LaunchEvent], minimum: int | None) -> str:
+    """What this machine's own TEE would show: believed, not verified, so compare it with what you built."""
+    from cloister.appraisal.draft import draft_policy
+    from cloister.cli.serving import open_machine
+
+    machine = open_machine()
+    if machine.tee not in ("tdx", "sgx"):
+        raise UsageError(
+            f"a policy for {machine.tee} cannot be drafted from the options of a launch: {machine.covered}",
+            todo="serve, then draft from what the service shows: `cloister policy from-evidence`",
+        )
+    if minimum is None:
+        raise UsageError(
+            "say how old Intel's TCB information may be",
+            todo="pass --min-evaluation-number N: the tcbEvaluationDataNumber that `cloister verify` shows today",
+        )
+    return draft_policy(
+        tee=machine.tee,
+        measurements=machine.reference_values(events),
+        events=events,
+        min_tcb_evaluation_number=minimum,
+        title=f"{_TITLE}\nFirmware and image are those of the machine it was printed on: compare them with what you built.",
+    )

@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloister.cli.serving import (
+    EndorsementsOption,
+    GpusOption,
+    NoEndorsementsOption,
+    PccsOption,
+    SimulatedOption,
+    TeeOption,
+)
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,10 +45,6 @@ ApiKeysOption = Annotated[
     Path | None, typer.Option("--api-keys", help="File with one API key per line (mode 0600).")
 ]
 NoApiKeysOption = Annotated[bool, typer.Option("--no-api-keys", help="Answer anybody.")]
-SimulatedOption = Annotated[
-    Path | None,
-    typer.Option("--simulated-tee", help="Attest as the simulated TEE in this directory. Protects nothing."),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -64,12 +68,17 @@ def command(
         int | None, typer.Option("--threads", min=1, help="Engine threads; default: all cores.")
     ] = None,
     simulated_tee: SimulatedOption = None,
+    tee: TeeOption = "auto",
+    gpus: GpusOption = False,
+    pccs: PccsOption = None,
+    endorsements: EndorsementsOption = None,
+    no_endorsements: NoEndorsementsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Serve MODEL to attested, sealed requests only."""
     from cloister.appraisal.policy import read_policy
     from cloister.broker.client import BrokerKeys
-    from cloister.cli.serving import open_platform, run_server, take_port
+    from cloister.cli.serving import open_tee, run_server, take_port
     from cloister.inference.api_keys import ApiKeys
     from cloister.inference.configuration import serving_events
     from cloister.inference.model import find_model
@@ -83,7 +92,14 @@ def command(
         raise UsageError(
             "--broker and --broker-policy go together", todo="a broker is verified before it is asked"
         )
-    platform = open_platform(simulated_tee)
+    machine = open_tee(
+        simulated_tee,
+        asked=tee,
+        gpus=gpus,
+        pccs=pccs,
+        endorsements=endorsements,
+        no_endorsements=no_endorsements,
+    )
     signers = parse_signers(index_signer)
     policy = read_policy(broker_policy) if broker_policy else None
     configuration = configure(
@@ -92,10 +108,10 @@ def command(
     accepted = ApiKeys.read(api_keys) if api_keys else ApiKeys.nobody_asks()
     listener = take_port(host, port)
     source = find_model(model, signers=signers)
-    attester = platform.tee("tdx", launch=serving_events(configuration, source.digest))
+    attester = machine.launch(serving_events(configuration, source.digest))
     keys: KeySource | None = None
     if broker and policy:
-        keys = BrokerKeys(broker, policy=policy, attester=attester)
+        keys = BrokerKeys(broker, policy=policy, attester=attester, devices=machine.devices)
     elif key_file:
         keys = KeyFile.load(key_file)
 
@@ -107,6 +123,7 @@ def command(
             configuration,
             model=source,
             attester=attester,
+            devices=machine.devices,
             keys=keys,
             api_keys=accepted,
             threads=threads,

@@ -1,29 +1,139 @@
-"""What every serving command shares: the simulated TEE said aloud, a port taken before anything costly, a server."""
+"""What every serving command shares: the TEE, said aloud, a port taken before anything costly, a server.
+
+The TEE is this machine's own, or the simulated one in the directory that was named; neither ever stands in for the other.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import logging
+import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from cloister.errors import NetworkError, UsageError
 
 if TYPE_CHECKING:
+    from cloister.attester import Attester, DeviceAttester
+    from cloister.attester.local import Machine
     from cloister.attester.simulated import SimulatedPlatform
+    from cloister.evidence.eventlog import LaunchEvent
+
+EXIT_TERMINATED = 143
+MAX_ENDORSEMENTS = 512 * 1024
+SimulatedOption = Annotated[
+    Path | None,
+    typer.Option("--simulated-tee", help="Attest as the simulated TEE in this directory. Protects nothing."),
+]
+TeeOption = Annotated[
+    str,
+    typer.Option("--tee", help="auto: this machine's SGX, TDX or SEV-SNP; tpm or az-snp-vtpm only by name."),
+]
+PccsOption = Annotated[
+    str | None,
+    typer.Option("--pccs", metavar="URL", help="Fetch Intel's endorsements from this PCCS."),
+]
+NoEndorsementsOption = Annotated[
+    bool, typer.Option("--no-endorsements", help="Fetch none: whoever verifies brings them.")
+]
+EndorsementsOption = Annotated[
+    Path | None, typer.Option("--endorsements", help="Carry the endorsements in this file; fetch none.")
+]
+GpusOption = Annotated[bool, typer.Option("--gpus", help="Attest the NVIDIA GPUs beside the TEE.")]
 
 
-def open_platform(directory: Path | None) -> SimulatedPlatform:
-    """The simulated platform at ``directory``, announced in red. Raises :class:`UsageError` without one."""
-    if directory is None:
+@dataclass(frozen=True, slots=True)
+class Tee:
+    """A TEE to launch in, before anything is measured."""
+
+    launch: Callable[[Sequence[LaunchEvent]], Attester]
+    devices: DeviceAttester | None = None
+
+
+def open_tee(
+    simulated: Path | None,
+    *,
+    asked: str = "auto",
+    pccs: str | None = None,
+    no_endorsements: bool = False,
+    endorsements: Path | None = None,
+    gpus: bool = False,
+) -> Tee:
+    """The simulated TEE in that directory, or this machine's own.
+
+    Raises :class:`UsageError` where there is none or the options cannot be meant,
+    :class:`~cloister.errors.AttesterError` where it does not work.
+    """
+    if simulated is not None:
+        if asked != "auto" or gpus or pccs or endorsements:
+            raise UsageError(
+                "--simulated-tee excludes --tee, --gpus, --pccs and --endorsements",
+                todo="hardware and simulation are never mixed",
+            )
+        platform = open_platform(simulated)
+        return Tee(lambda events: platform.tee("tdx", launch=events))
+    machine = open_machine(asked)
+    carried = _read_endorsements(endorsements)
+
+    from cloister.attester.nvidia import NvmlAttester
+
+    devices: DeviceAttester | None = NvmlAttester() if gpus else None
+    if no_endorsements:
+        return Tee(lambda events: machine.launch(events, endorsements=carried), devices)
+
+    from cloister.attester.endorsed import EndorsedAttester, EndorsedDeviceAttester
+    from cloister.endorsements.fetch import Fetcher
+    from cloister.endorsements.services import INTEL_PCS, Services
+
+    fetcher = Fetcher(services=Services(intel=pccs or INTEL_PCS))
+
+    def launch(events: Sequence[LaunchEvent]) -> Attester:
+        attester = machine.launch(events, endorsements=carried)
+        # A TPM's are of its enrolment, and what an operator gave is not replaced.
+        return attester if carried or machine.tee == "tpm" else EndorsedAttester(attester, fetcher, time.time)
+
+    return Tee(launch, EndorsedDeviceAttester(devices, fetcher, time.time) if devices else None)
+
+
+def open_machine(asked: str = "auto") -> Machine:
+    """This machine's own TEE, named on standard error. Raises as :func:`open_tee`."""
+    from rich.console import Console
+
+    from cloister.attester.local import ASKED, LOUD, find_machine, looked_for
+
+    chosen = next((one for one in ASKED if one == asked), None)
+    if chosen is None:
+        raise UsageError(f"there is no TEE {asked[:32]!r}", todo=f"--tee is {', '.join(ASKED)}")
+    machine = find_machine(asked=chosen)
+    if machine is None:
         raise UsageError(
-            "no TEE was found, and this release attests in the simulated one only",
-            todo="pass --simulated-tee DIR (make one with `cloister simulate init DIR`); it protects nothing",
+            f"no TEE was found: there is {looked_for()}",
+            todo="`cloister doctor attestation` says what is missing; --simulated-tee DIR rehearses, and protects nothing",
         )
+    style = "bold white on red" if machine.tee in LOUD else "bold"
+    Console(stderr=True).print(f"{machine.tee.upper()}: {machine.covered}.", style=style, soft_wrap=True)
+    # Here nothing is simulated, so nothing is announced twice: what the attester has to say is shown.
+    logging.getLogger("cloister.attester").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _leave)
+    return machine
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM as an exception, so that a report in the kernel is removed; the server puts its own handler later."""
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def open_platform(directory: Path) -> SimulatedPlatform:
+    """The simulated platform at ``directory``, announced in red. Raises :class:`UsageError`."""
     from rich.console import Console
 
     from cloister.attester.simulated import SimulatedPlatform
@@ -35,6 +145,19 @@ def open_platform(directory: Path | None) -> SimulatedPlatform:
         soft_wrap=True,
     )
     return platform
+
+
+def _read_endorsements(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_ENDORSEMENTS + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", todo="check --endorsements") from None
+    if not 0 < len(content) <= MAX_ENDORSEMENTS:
+        raise UsageError(f"{path} is empty or over {MAX_ENDORSEMENTS} bytes", todo="check --endorsements")
+    return content
 
 
 def take_port(host: str, port: int) -> socket.socket:

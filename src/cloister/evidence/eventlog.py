@@ -17,6 +17,8 @@ from cloister.errors import EventLogMismatch
 EVENT_LABEL = "cloister/launch-event/v1"
 FORMAT: Final = "cloister/launch-events/v1"
 REGISTER_SIZE = 48
+LAUNCH_PCR: Final = 15
+"""The PCR of a TPM that takes launch events: reset by a boot only, and kept by systemd for the system's identity."""
 MAX_EVENTS = 256
 MAX_PAYLOAD = 4096
 MAX_LOG = 1 << 20
@@ -38,21 +40,21 @@ class _Log(Record, frozen=True, kw_only=True):
     events: tuple[LaunchEvent, ...]
 
 
-def event_digest(event: LaunchEvent) -> bytes:
-    """The 48 bytes that are extended for ``event``: SHA-384 over label, name and payload."""
-    return labelled_hash(EVENT_LABEL, event.name.encode(), event.payload, algorithm="sha384")
+def event_digest(event: LaunchEvent, *, algorithm: str = "sha384") -> bytes:
+    """What is extended for ``event``: the hash over label, name and payload; SHA-384 for RTMRs, a PCR's bank else."""
+    return labelled_hash(EVENT_LABEL, event.name.encode(), event.payload, algorithm=algorithm)
 
 
-def extend(register: bytes, digest: bytes) -> bytes:
-    """SHA-384(register ‖ digest), as TDX extends an RTMR (TDX module specification, TDG.MR.RTMR.EXTEND)."""
-    return hashlib.sha384(register + digest).digest()
+def extend(register: bytes, digest: bytes, *, algorithm: str = "sha384") -> bytes:
+    """H(register ‖ digest), as TDX extends an RTMR (TDX module specification, TDG.MR.RTMR.EXTEND) and TPMs a PCR."""
+    return hashlib.new(algorithm, register + digest).digest()
 
 
-def replay(events: Iterable[LaunchEvent]) -> bytes:
+def replay(events: Iterable[LaunchEvent], *, algorithm: str = "sha384") -> bytes:
     """The register after ``events``, from all zeros."""
-    register = bytes(REGISTER_SIZE)
+    register = bytes(hashlib.new(algorithm).digest_size)
     for event in events:
-        register = extend(register, event_digest(event))
+        register = extend(register, event_digest(event, algorithm=algorithm), algorithm=algorithm)
     return register
 
 

@@ -9,6 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
+
+LOCALITY_EVENT: Final = "EV_NO_ACTION StartupLocality"
+"""Kind of the one event that extends nothing and yet counts: where a TPM's PCR 0 starts (last byte of its data)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +21,17 @@ class MeasuredEvent:
 
     register: int
     kind: str
-    """As the specification spells it, such as ``EV_EFI_VARIABLE_BOOT``."""
+    """As the specification spells it, such as ``EV_EFI_VARIABLE_BOOT``; the log's word."""
     digest: bytes
-    """The bytes that were extended: 48 for an RTMR, the bank's size for a PCR."""
+    """The bytes that were extended: 48 for an RTMR, the bank's size for a PCR; none for :data:`LOCALITY_EVENT`."""
     data: bytes
     """The event's data as the log has it."""
     vouched: bool
-    """``digest`` was recomputed from ``data``, so the register vouches for the data."""
+    """``digest`` was recomputed from ``data`` or a part of it (``covered``), so the register vouches for that."""
     name: str = ""
-    """A name that a policy can ask for, such as ``kernel-command-line``; empty where it has none."""
+    """What a person would call it, such as ``kernel-command-line``; the log's word, empty where it has none."""
+    covered: bytes | None = None
+    """The part of ``data`` that the digest covers; None where it covers something that is not in the log."""
 
 
 def replay_registers(events: Iterable[MeasuredEvent], *, algorithm: str) -> dict[int, bytes]:
@@ -33,8 +39,12 @@ def replay_registers(events: Iterable[MeasuredEvent], *, algorithm: str) -> dict
 
     ``algorithm`` is ``sha384`` for RTMRs, the bank's for PCRs. Registers that no event touched are absent.
     """
+    size = hashlib.new(algorithm).digest_size
     registers: dict[int, bytes] = {}
     for event in events:
-        before = registers.get(event.register, bytes(hashlib.new(algorithm).digest_size))
+        if event.kind == LOCALITY_EVENT:
+            registers[event.register] = bytes(size - 1) + event.data[-1:]
+            continue
+        before = registers.get(event.register, bytes(size))
         registers[event.register] = hashlib.new(algorithm, before + event.digest).digest()
     return registers

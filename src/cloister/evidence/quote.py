@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cloister.errors import EvidenceError
 from cloister.evidence import sgx, tdx
@@ -185,10 +186,12 @@ def _signature(data: bytes, header: QuoteHeader) -> QuoteSignature:
     )
 
 
+@lru_cache(maxsize=64)
 def parse_chain(chain: bytes) -> tuple[bytes, ...]:
     """Three certificates, DER, from canonical PEM (RFC 7468, strict) with at most one NUL behind it.
 
-    One encoding per chain: a byte that no signature covers cannot be changed either.
+    One encoding per chain: a byte that no signature covers cannot be changed either. Chains are remembered: a
+    machine's quotes all carry the same one.
     Raises :class:`~cloister.errors.EvidenceError`.
     """
     certificates = []

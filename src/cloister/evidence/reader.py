@@ -5,6 +5,8 @@ Only for little-endian vendor structures; our own formats are JSON or CBOR (enco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cloister.errors import EvidenceError
 
 
@@ -49,3 +51,9 @@ class Reader:
         """Nothing may follow."""
         if self.remaining:
             raise EvidenceError(f"the {self._what} has {self.remaining} bytes behind its end")
+
+
+def bit_names(flags: bytes, names: Mapping[int, str]) -> frozenset[str]:
+    """Names of the bits set in little-endian ``flags``; ``bit N`` for those that ``names`` does not have."""
+    value = int.from_bytes(flags, "little")
+    return frozenset(names.get(bit, f"bit {bit}") for bit in range(value.bit_length()) if value >> bit & 1)

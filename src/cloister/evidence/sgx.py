@@ -7,13 +7,31 @@ little-endian. Reserved bytes that are not zero are refused: they would mean som
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from cloister.errors import EvidenceError
-from cloister.evidence.reader import Reader
+from cloister.evidence.reader import Reader, bit_names
 
 REPORT_SIZE = 384
 ATTRIBUTE_DEBUG = 1 << 1
 """ATTRIBUTES.DEBUG: the enclave's memory can be read from outside."""
+ATTRIBUTES: Final = {
+    0: "INIT",
+    1: "DEBUG",
+    2: "MODE64BIT",
+    4: "PROVISION_KEY",
+    5: "EINITTOKEN_KEY",
+    6: "CET",
+    7: "KSS",
+    10: "AEX_NOTIFY",
+}
+"""Bits of ATTRIBUTES (the first eight bytes) by the names that policies use."""
+MISC_SELECT: Final = {0: "EXINFO", 1: "CPINFO"}
+"""Bits of MISCSELECT: what an exception writes into the enclave's state save area."""
+XFRM_REQUIRED: Final = 0x3
+"""x87 and SSE: the processor demands them."""
+XFRM_KNOWN: Final = 0x000E_1AFF
+"""x87, SSE, AVX, MPX (3, 4), AVX-512 (5 to 7), PKRU (9), CET (11, 12), AMX (17, 18), APX (19)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,21 @@ class SgxReport:
     @property
     def debug(self) -> bool:
         return bool(self.attributes[0] & ATTRIBUTE_DEBUG)
+
+    @property
+    def attribute_names(self) -> frozenset[str]:
+        """The attributes that are set, by name; ``bit N`` for one that has none here."""
+        return bit_names(self.attributes[:8], ATTRIBUTES)
+
+    @property
+    def misc_select_names(self) -> frozenset[str]:
+        """The same for MISCSELECT."""
+        return bit_names(self.misc_select, MISC_SELECT)
+
+    @property
+    def xfrm(self) -> bytes:
+        """The last eight bytes of ATTRIBUTES: which extended processor state the enclave may use."""
+        return self.attributes[8:]
 
 
 def parse_report(data: bytes, *, what: str = "SGX report") -> SgxReport:

@@ -1,20 +1,41 @@
 """The TDX reports (TDREPORT bodies) that quotes of version 4 and 5 carry.
 
 Layout: Intel TDX DCAP Quoting Library API, appendix "TD Quote Body": 584 bytes for TDX 1.0, and 64 bytes more
-(a second TEE_TCB_SVN and MRSERVICETD) for TDX 1.5. No other body is read.
+(a second TEE_TCB_SVN and MRSERVICETD) for TDX 1.5. No other body is read. Names of attributes: Intel TDX module 1.5 ABI
+specification, table "ATTRIBUTES", spelled as Linux does (arch/x86/include/asm/shared/tdx.h).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from cloister.errors import EvidenceError
-from cloister.evidence.reader import Reader
+from cloister.evidence.reader import Reader, bit_names
 
 TD10_SIZE = 584
 TD15_SIZE = 648
 ATTRIBUTE_DEBUG = 0xFF
 """TDATTRIBUTES bits 7:0, "TUD": any of them set makes the TD's memory or state readable from outside."""
+ATTRIBUTES: Final = {
+    0: "DEBUG",
+    4: "HGS_PLUS_PROF",
+    5: "PERF_PROF",
+    6: "PMT_PROF",
+    16: "ICSSD",
+    27: "LASS",
+    28: "SEPT_VE_DISABLE",
+    29: "MIGRATABLE",
+    30: "PKS",
+    31: "KL",
+    62: "TPA",
+    63: "PERFMON",
+}
+"""Bits of TDATTRIBUTES by the names that policies use."""
+XFAM_REQUIRED: Final = 0x3
+"""x87 and SSE: the TDX module demands them."""
+XFAM_KNOWN: Final = 0x000E_DBE7
+"""x87, SSE, AVX, AVX-512 (5 to 7), PT (8), PKU (9), CET (11, 12), ULI (14), LBR (15), AMX (17, 18), APX (19)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +63,11 @@ class TdReport:
     @property
     def debug(self) -> bool:
         return bool(self.td_attributes[0] & ATTRIBUTE_DEBUG)
+
+    @property
+    def attribute_names(self) -> frozenset[str]:
+        """The attributes that are set, by name; ``bit N`` for one that has none here."""
+        return bit_names(self.td_attributes, ATTRIBUTES)
 
     @property
     def service_td(self) -> bytes:

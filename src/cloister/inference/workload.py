@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cloister.attester import Attester
+from cloister.attester import Attester, DeviceAttester
 from cloister.channel.evidence_service import EvidenceService
 from cloister.channel.keyring import KeyRing
 from cloister.channel.middleware import SealedGateway
@@ -51,8 +51,9 @@ def start(
     threads: int | None,
     replica: str,
     progress: Progress,
+    devices: DeviceAttester | None = None,
 ) -> Workload:
-    """Bring a serving workload up. Raises what its parts raise; nothing is left open then."""
+    """Bring a serving workload up, attested with its ``devices``. Raises what its parts raise; nothing is left open then."""
     with ExitStack() as undo:
         descriptor = model.open(keys)
         progress("model", f"opened in memory, index {model.digest.hex()[:16]}…")
@@ -71,6 +72,6 @@ def start(
         app = create_app(engine, model_name=configuration.model_name, api_keys=api_keys)
         keyring = KeyRing(replica=replica)
         undo.callback(keyring.close)
-        evidence = EvidenceService(attester, keyring)
+        evidence = EvidenceService(attester, keyring, devices=devices)
         gateway = SealedGateway(app, keyring=keyring, evidence=evidence, max_request=MAX_REQUEST)
         return Workload(gateway=gateway, close=undo.pop_all().close)

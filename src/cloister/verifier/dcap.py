@@ -1,23 +1,25 @@
 """The one place that touches dcap-qvl: our types in, a :class:`Verdict` out, every foreign failure mapped.
 
-``verify_with_policy`` under ``QuotePolicy.strict`` with the rules' relaxations is the only call made.
-Its messages choose the error class and what to do; they are quoted, so that nothing is lost in the mapping.
+``verify_with_policy`` under ``QuotePolicy.strict`` with the rules' relaxations is the only call made. Its messages
+choose the number of the check, the error class and what to do (verifier/dcap_errors.py). Converted collateral is kept
+for as long as the parsed one is: a service verifies thousands of quotes against the same documents.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import dcap_qvl
 import msgspec
-from cryptography import x509
 
 from cloister.endorsements.intel import Collateral
-from cloister.errors import AppraisalRefused, CloisterError, EndorsementError, VerificationError
+from cloister.errors import VerificationError
 from cloister.evidence.quote import Quote
+from cloister.verifier.dcap_errors import refusal
 from cloister.verifier.rules import IntelRules
+from cloister.verifier.trail import Trail
 
 _Flag = Literal["True", "False", "Undefined"]
 SGX_TYPES: Final = (0, 1, 2)
@@ -97,8 +99,20 @@ class Verdict:
     report: dict[str, Any]
 
 
-def run_dcap(quote: Quote, collateral: Collateral, *, anchor: bytes, now: int, rules: IntelRules) -> Verdict:
-    """Verify under ``anchor`` (DER root). Raises the errors that :func:`cloister.verifier.intel.verify` names."""
+def run_dcap(
+    quote: Quote,
+    collateral: Collateral,
+    *,
+    anchor: bytes,
+    now: int,
+    rules: IntelRules,
+    trail: Trail | None = None,
+) -> Verdict:
+    """Verify under ``anchor`` (DER root); a refusal stops ``trail`` at the number of its check.
+
+    Raises the errors that :func:`cloister.verifier.intel.verify` names.
+    """
+    trail = Trail() if trail is None else trail
     try:
         claims = dcap_qvl.QuoteVerifier(anchor).verify_with_policy(
             quote.encoded, _collateral(collateral), now, _policy(rules, now)
@@ -106,13 +120,17 @@ def run_dcap(quote: Quote, collateral: Collateral, *, anchor: bytes, now: int, r
         found = _CLAIMS.decode(claims.to_json())
         (report,) = found.report.values()
     except ValueError as error:  # dcap-qvl's one exception; msgspec's and Unicode's derive from it
-        raise _refusal(str(error), quote, collateral, now) from None
+        number, refused = refusal(str(error), quote, collateral, now)
+        trail.stop(number, refused)
+        raise refused from None
     except BaseException as error:  # a Rust panic is no Exception: pyo3 derives it from BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise VerificationError(
+        failed = VerificationError(
             f"dcap-qvl failed ({type(error).__name__})", todo="the quote or collateral is malformed"
-        ) from None
+        )
+        trail.stop(7, failed)
+        raise failed from None
     pck, tcb, qe = found.platform.pck, found.tcb, found.qe
     return Verdict(
         status=tcb.status,
@@ -133,6 +151,7 @@ def run_dcap(quote: Quote, collateral: Collateral, *, anchor: bytes, now: int, r
     )
 
 
+@lru_cache(maxsize=8)
 def _collateral(parts: Collateral) -> dcap_qvl.QuoteCollateralV3:
     return dcap_qvl.QuoteCollateralV3(
         parts.pck_crl_issuer_chain,
@@ -147,6 +166,7 @@ def _collateral(parts: Collateral) -> dcap_qvl.QuoteCollateralV3:
     )
 
 
+@lru_cache(maxsize=8)
 def _policy(rules: IntelRules, now: int) -> dcap_qvl.QuotePolicy:
     # Builders return new objects, and `strict` starts with UpToDate accepted.
     policy = dcap_qvl.QuotePolicy.strict(now)
@@ -162,78 +182,3 @@ def _policy(rules: IntelRules, now: int) -> dcap_qvl.QuotePolicy:
         .allow_smt(rules.allow_smt)
         .accepted_sgx_types(list(SGX_TYPES))
     )
-
-
-_BY_POLICY: Final = (
-    ("Dynamic platform is not allowed", "genuine multi-socket servers need platform.allow_dynamic_platform"),
-    ("Cached keys are not allowed", "genuine multi-socket servers need platform.allow_cached_keys"),
-    ("SMT (hyperthreading) is not allowed", "to accept hyper-threading set platform.allow_smt"),
-    ("is not acceptable by policy", "update the platform, or add the status to tcb.accepted_statuses"),
-    ("too old", "update the platform; tcb.out_of_date_grace_seconds bounds how old its TCB level may be"),
-    ("is rejected by policy", "tcb.rejected_advisories names it; update the platform"),
-    ("TCB eval data number", "fetch newer collateral; tcb.min_evaluation_number is the bound"),
-    ("not in accepted types", "the PCK certificate names an unknown SGX type"),
-)
-_BY_COLLATERAL: Final = (
-    ("expired", "fetch the collateral again"),
-    ("issue date is in the future", "set the clock, or fetch collateral of the time in question"),
-    ("Fmspc mismatch", "fetch collateral for this platform's FMSPC"),
-    ("non-TDX TCB info", "fetch collateral for TDX"),
-    ("non-SGX TCB info", "fetch collateral for SGX"),
-    ("Unsupported QE Identity", "fetch collateral for this kind of TEE"),
-    ("CRL", "fetch the collateral again"),
-    ("TCB Info", "fetch the collateral again"),
-    ("TcbInfo", "fetch the collateral again"),
-    ("tcb_info", "it was altered, or Intel did not sign it"),
-    ("QE Identity", "fetch the collateral again"),
-    ("QeIdentity", "fetch the collateral again"),
-    ("qe_identity", "it was altered, or Intel did not sign it"),
-    ("Invalid key length", "a signature in the collateral has the wrong length"),
-    ("tdxModule", "fetch the collateral again"),
-)
-_GENUINE: Final = (
-    ("No matching TCB level", "the platform is older than every TCB level that Intel still lists"),
-    ("Revoked", "Intel revoked this platform's TCB"),
-    ("SEPT_VE_DISABLE", "the host could feed the TD wrong memory: boot it with SEPT_VE_DISABLE"),
-    ("TD migration", "a migratable TD can leave its platform: launch it without migration"),
-)
-
-
-def _refusal(message: str, quote: Quote, collateral: Collateral, now: int) -> CloisterError:
-    first = (message.removeprefix("Verification failed: ").splitlines() or ["refused"])[0][:300]
-    what = "".join(char if char.isprintable() else "?" for char in first)
-    if what.startswith("CrlExpired"):
-        return EndorsementError("a revocation list has expired", todo="fetch the collateral again")
-    for part, todo in _BY_POLICY:
-        if part in what:
-            return AppraisalRefused(what, todo=todo)
-    if "certificate chain" in what:
-        return VerificationError(what, todo=_chain_trouble(quote, collateral, now))
-    for part, todo in _BY_COLLATERAL:
-        if part in what:
-            return EndorsementError(what, todo=todo)
-    for part, todo in _GENUINE:
-        if part in what:
-            return VerificationError(what, todo=todo)
-    return VerificationError(what, todo="the quote was altered, or was never signed by a genuine platform")
-
-
-def _chain_trouble(quote: Quote, collateral: Collateral, now: int) -> str:
-    """Why a chain failed, as far as it can be told cheaply: for the reader, after the refusal is certain."""
-    try:
-        revoked = {
-            entry.serial_number
-            for text in (collateral.pck_crl, collateral.root_ca_crl)
-            for entry in x509.load_der_x509_crl(bytes.fromhex(text))
-        }
-        moment = datetime.fromtimestamp(now, UTC)
-        for der in quote.signature.certificates[:-1]:
-            certificate = x509.load_der_x509_certificate(der)
-            name = certificate.subject.rfc4514_string().replace("\n", " ")[:100]
-            if certificate.serial_number in revoked:
-                return f"{name} is revoked"
-            if not certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc:
-                return f"{name} is outside its validity"
-    except Exception:  # only decorates an error that is raised anyway
-        return "a certificate of the quote or collateral is malformed"
-    return "a certificate of the quote or of the collateral is not signed by the root, revoked or out of date"

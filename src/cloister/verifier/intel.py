@@ -5,7 +5,7 @@ policies (its ``verify()`` accepts every TCB status but Revoked, so it is never 
 strict parser, the choice of the root, the time window, and a comparison of both parsers' reading. Whatever goes
 wrong in there comes out as one of our errors. No measurement and no report data is judged here: see appraisal.
 
-The numbers are those of docs/spec/policy.md; checks 1, 2 and 12 to 16 belong to appraisal.
+The numbers are those of docs/spec/policy.md; 1, 2 and 12 to 17 belong to appraisal.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 from datetime import UTC, datetime
 
 from cloister.endorsements.intel import parse_collateral
+from cloister.endorsements.pck import PckIdentity, read_pck
 from cloister.endorsements.roots import Root
 from cloister.errors import AppraisalRefused, EndorsementError, VerificationError
 from cloister.evidence.quote import Quote, parse_quote
@@ -22,9 +23,18 @@ from cloister.evidence.tdx import TdReport
 from cloister.verifier.claims import Claims
 from cloister.verifier.dcap import Verdict, run_dcap
 from cloister.verifier.rules import TCB_STATUSES, IntelRules
-from cloister.verifier.trail import Check, Trail
+from cloister.verifier.trail import Trail
 
 MAX_TIME = 1 << 40
+_TD_FIELDS = (
+    "td_attributes",
+    "xfam",
+    "tee_tcb_svn",
+    "mr_seam",
+    "mr_config_id",
+    "mr_owner",
+    "mr_owner_config",
+)
 
 _log = logging.getLogger("cloister.verifier")
 _announced = threading.Event()
@@ -45,79 +55,129 @@ def verify(
     (collateral missing, malformed, expired or of another platform), :class:`~cloister.errors.VerificationError`
     (not genuine, revoked, debug) or :class:`~cloister.errors.AppraisalRefused` (genuine, but outside ``rules``).
     """
-    if not 0 <= now <= MAX_TIME:
-        raise EndorsementError(f"{now} is no time", todo="give Unix seconds")
+    trail = Trail() if trail is None else trail
+    begun = len(trail.passed)
     # 3. The quote has exactly the form of its version.
-    parsed = parse_quote(quote)
+    with trail.check(3, name="quote form") as found:
+        parsed = parse_quote(quote)
+        found(f"{parsed.tee.upper()} quote, version {parsed.header.version}")
     # 4. Never debug. Before the signature on purpose: the reason is clearer, and altering the bit only refuses more.
-    if parsed.debug:
-        raise VerificationError(
-            "the workload runs in debug mode: its memory can be read from outside",
-            todo="build and launch it without debug; no policy accepts this",
-        )
+    with trail.check(4) as found:
+        if parsed.debug:
+            raise VerificationError(
+                "the workload runs in debug mode: its memory can be read from outside",
+                todo="build and launch it without debug; no policy accepts this",
+            )
+        found("off")
     # 5. The chain ends in the root that the policy names, and that certificate alone is the trust anchor.
-    anchor = root.require(parsed.signature.certificates[-1])
-    document = parse_collateral(collateral)
+    with trail.check(5) as found:
+        anchor = root.require(parsed.signature.certificates[-1])
+        found(f"{root.name}, SHA-256 {root.sha256[:16]}…")
     # 6. to 11. are dcap-qvl's, under a policy; the outcomes are then looked at once more.
-    verdict = run_dcap(parsed, document, anchor=anchor, now=now, rules=rules)
-    _window(verdict, now)
-    _same_reading(parsed, verdict)
-    _rules_hold(parsed, verdict, rules)
+    with trail.check(6, name="collateral validity"):
+        if not 0 <= now <= MAX_TIME:
+            raise EndorsementError(f"{now} is no time", todo="give Unix seconds")
+        document = parse_collateral(collateral)
+    try:
+        verdict = run_dcap(parsed, document, anchor=anchor, now=now, rules=rules, trail=trail)
+    except AppraisalRefused:
+        # Rules are asked last: what was refused by them is genuine.
+        trail.found(7, "all hold")
+        trail.found(8, "as the QE identity names it", name="quoting enclave identity")
+        raise
+    _window(verdict, now, trail)
+    pck = _same_reading(parsed, verdict, trail)
+    _rules_hold(parsed, verdict, rules, trail)
     if root.simulated:
         _announce(root)
-    claims = _claims(parsed, verdict, root)
-    if trail is not None:
-        for check in claims.checks:
-            trail.found(check.number, check.outcome, name=check.name)
-    return claims
+    return _claims(parsed, verdict, root, pck, trail, begun)
 
 
-def _window(verdict: Verdict, now: int) -> None:
+def _window(verdict: Verdict, now: int, trail: Trail) -> None:
     # 6. dcap-qvl refuses what has expired, but not a CRL from the future (webpki ignores thisUpdate).
-    if verdict.issued_at > now:
-        raise EndorsementError(
-            f"collateral was issued at {verdict.issued_at}, after now ({now})",
-            todo="set the clock, or fetch collateral of the time in question",
-        )
-    if verdict.expires <= now:
-        raise EndorsementError(
-            f"collateral expired at {verdict.expires} (now is {now})", todo="fetch the collateral again"
-        )
+    with trail.check(6, name="collateral validity") as found:
+        if verdict.issued_at > now:
+            raise EndorsementError(
+                f"collateral was issued at {verdict.issued_at}, after now ({now})",
+                todo="set the clock, or fetch collateral of the time in question",
+            )
+        if verdict.expires <= now:
+            raise EndorsementError(
+                f"collateral expired at {verdict.expires} (now is {now})", todo="fetch the collateral again"
+            )
+        found(f"issued {_date(verdict.issued_at)}, expires {_date(verdict.expires)}")
 
 
-def _same_reading(quote: Quote, verdict: Verdict) -> None:
+def _same_reading(quote: Quote, verdict: Verdict, trail: Trail) -> PckIdentity:
     # 7. The signature covers what dcap-qvl read; we go on with what we read: both must be the same.
     report = quote.report
     expected = {"report_data": report.report_data}
     if isinstance(report, TdReport):
-        expected |= {"mr_td": report.mrtd, "td_attributes": report.td_attributes}
+        expected |= {"mr_td": report.mrtd} | {name: getattr(report, name) for name in _TD_FIELDS}
         expected |= {f"rt_mr{number}": getattr(report, f"rtmr{number}") for number in range(4)}
         if report.mr_service_td is not None:
             expected["mr_service_td"] = report.mr_service_td
     else:
         expected |= {"mr_enclave": report.mrenclave, "mr_signer": report.mrsigner}
         expected |= {"attributes": report.attributes}
-    for name, value in expected.items():
-        if verdict.report.get(name) != value.hex():
-            raise VerificationError(f"two readings of the quote disagree about {name}")
+    with trail.check(7) as found:
+        for name, value in expected.items():
+            if verdict.report.get(name) != value.hex():
+                raise VerificationError(f"two readings of the quote disagree about {name}")
+        pck = read_pck(quote.signature.certificates[0])
+        if (pck.fmspc, pck.ppid) != (verdict.fmspc, verdict.ppid):
+            raise VerificationError("two readings of the PCK certificate disagree")
+        found(f"PCK certificate of FMSPC {pck.fmspc}, {pck.ca} CA")
+    # 8. is dcap-qvl's alone: without it there would be no verdict.
+    trail.found(8, f"{verdict.qe_status}, ISV SVN {verdict.qe_isv_svn}", name="quoting enclave identity")
+    return pck
 
 
-def _rules_hold(quote: Quote, verdict: Verdict, rules: IntelRules) -> None:
+def _rules_hold(quote: Quote, verdict: Verdict, rules: IntelRules, trail: Trail) -> None:
     # 9. and 10. again: a change of dcap-qvl's defaults must not widen what a policy accepts.
-    if verdict.status not in rules.accepted_statuses or verdict.status not in TCB_STATUSES:
-        raise AppraisalRefused(f"TCB status {verdict.status} is not accepted by the policy")
-    if verdict.evaluation_number < rules.min_tcb_evaluation_number:
-        raise AppraisalRefused(
-            f"TCB evaluation number {verdict.evaluation_number} is below {rules.min_tcb_evaluation_number}"
+    with trail.check(9, name="TCB status") as found:
+        if verdict.status not in rules.accepted_statuses or verdict.status not in TCB_STATUSES:
+            raise AppraisalRefused(f"TCB status {verdict.status} is not accepted by the policy")
+        rejected = rules.rejected_advisories.intersection(verdict.advisory_ids)
+        if rejected:
+            raise AppraisalRefused(
+                f"advisory {min(rejected)} is rejected by the policy",
+                todo="tcb.rejected_advisories names it; update the platform",
+            )
+        found(f"{verdict.status}, {', '.join(verdict.advisory_ids) or 'no advisory'}")
+    with trail.check(10, name="TCB evaluation number") as found:
+        if verdict.evaluation_number < rules.min_tcb_evaluation_number:
+            raise AppraisalRefused(
+                f"TCB evaluation number {verdict.evaluation_number} is below {rules.min_tcb_evaluation_number}"
+            )
+        found(str(verdict.evaluation_number))
+    with trail.check(11) as found:
+        if isinstance(quote.report, TdReport):
+            _trust_domain(quote.report)
+        found(
+            f"dynamic {verdict.dynamic_platform}, cached keys {verdict.cached_keys}, SMT {verdict.smt_enabled}"
         )
-    # 11. The TDX module is Intel's own: a signer other than all zeros is a module of someone else.
-    if isinstance(quote.report, TdReport) and (
-        quote.report.mr_signer_seam.strip(b"\0") or quote.report.seam_attributes.strip(b"\0")
-    ):
-        raise VerificationError("the TDX module was not signed by Intel, or is a debug module")
 
 
-def _claims(quote: Quote, verdict: Verdict, root: Root) -> Claims:
+def _trust_domain(report: TdReport) -> None:
+    """11. What no policy accepts of a trust domain. Raises :class:`~cloister.errors.VerificationError`."""
+    # A signer other than all zeros is a module of someone else.
+    if report.mr_signer_seam.strip(b"\0") or report.seam_attributes.strip(b"\0"):
+        raise VerificationError(
+            "the TDX module was not signed by Intel, or is a debug module", todo="no policy accepts this"
+        )
+    names = report.attribute_names
+    if "SEPT_VE_DISABLE" not in names:
+        raise VerificationError(
+            "SEPT_VE_DISABLE is off", todo="the host could feed the TD wrong memory; no policy accepts this"
+        )
+    if "MIGRATABLE" in names:
+        raise VerificationError(
+            "the trust domain is migratable", todo="it could leave its platform; no policy accepts this"
+        )
+
+
+def _claims(quote: Quote, verdict: Verdict, root: Root, pck: PckIdentity, trail: Trail, begun: int) -> Claims:
     report = quote.report
     details = {
         "quote_version": str(quote.header.version),
@@ -131,36 +191,12 @@ def _claims(quote: Quote, verdict: Verdict, root: Root) -> Claims:
         "qe_tcb_status": verdict.qe_status,
     }
     if isinstance(report, TdReport):
-        names = ("td_attributes", "xfam", "tee_tcb_svn", "mr_seam", "mr_config_id", "mr_owner")
-        details |= {name: getattr(report, name).hex() for name in (*names, "mr_owner_config")}
+        details |= {name: getattr(report, name).hex() for name in _TD_FIELDS}
         details["mr_service_td"] = report.service_td.hex()
-        form = f"TDX quote, version {quote.header.version}"
-        platform = f"TD attributes {report.td_attributes.hex()}"
     else:
         details |= {"attributes": report.attributes.hex(), "cpu_svn": report.cpu_svn.hex()}
         details |= {"isv_prod_id": str(report.isv_prod_id), "isv_svn": str(report.isv_svn)}
         details |= {"config_id": report.config_id.hex(), "config_svn": str(report.config_svn)}
-        form = f"SGX quote, version {quote.header.version}"
-        platform = f"enclave attributes {report.attributes.hex()}"
-    advisories = ", ".join(verdict.advisory_ids) or "no advisory"
-    checks = (
-        Check(3, "quote form", form),
-        Check(4, "debug", "off"),
-        Check(5, "trust root", f"{root.name}, SHA-256 {root.sha256[:16]}…"),
-        Check(
-            6, "collateral validity", f"issued {_date(verdict.issued_at)}, expires {_date(verdict.expires)}"
-        ),
-        Check(7, "chain, revocation and signatures", f"PCK certificate of FMSPC {verdict.fmspc}"),
-        Check(8, "quoting enclave identity", f"{verdict.qe_status}, ISV SVN {verdict.qe_isv_svn}"),
-        Check(9, "TCB status", f"{verdict.status}, {advisories}"),
-        Check(10, "TCB evaluation number", str(verdict.evaluation_number)),
-        Check(
-            11,
-            "platform",
-            f"{platform}; dynamic {verdict.dynamic_platform}, cached keys {verdict.cached_keys}, "
-            f"SMT {verdict.smt_enabled}",
-        ),
-    )
     return Claims(
         tee=quote.tee,
         root_sha256=root.sha256,
@@ -174,8 +210,9 @@ def _claims(quote: Quote, verdict: Verdict, root: Root) -> Claims:
         tcb_evaluation_number=verdict.evaluation_number,
         issued_at=verdict.issued_at,
         collateral_expires=verdict.expires,
+        hardware={"ppid": pck.ppid, "pck_sha256": pck.spki_sha256},
         details=details,
-        checks=checks,
+        checks=trail.passed[begun:],
     )
 
 

@@ -1,0 +1,60 @@
+"""Files of evidence as a command reads them: regular files and standard input, at most 1 MiB, and nothing else.
+
+A directory, a device or a named pipe is refused at once instead of being read or waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Final
+
+from cloister.errors import UsageError
+from cloister.evidence.recognise import MAX_INPUT, Recognised, recognise
+
+STDIN: Final = "-"
+
+
+def read_input(name: str, *, limit: int = MAX_INPUT) -> bytes:
+    """The bytes of the file ``name``, or of standard input for ``-``.
+
+    Raises :class:`~cloister.errors.UsageError` for what cannot be read or is over ``limit`` bytes.
+    """
+    try:
+        data = _read_stdin(limit) if name == STDIN else _read_file(name, limit)
+    except OSError as error:
+        raise UsageError(
+            f"{name} cannot be read ({error.strerror})", todo="name an existing file, or -"
+        ) from None
+    except ValueError:  # a NUL in the name
+        raise UsageError("the file's name is not one", todo="name an existing file, or -") from None
+    if len(data) > limit:
+        raise UsageError(
+            f"{name} is over {limit} bytes long",
+            todo="no evidence is: give the report, quote or bundle alone",
+        )
+    return data
+
+
+def recognise_files(names: list[str] | None) -> list[Recognised]:
+    """Each of ``names``, recognised by its content. An error says which file it is about."""
+    return [recognise(read_input(name)) for name in names or ()]
+
+
+def _read_stdin(limit: int) -> bytes:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("- reads standard input, and that is a terminal", todo="pipe the evidence in")
+    return sys.stdin.buffer.read(limit + 1)
+
+
+def _read_file(name: str, limit: int) -> bytes:
+    # Not blocking: opening a named pipe would wait for its other end.
+    descriptor = os.open(Path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb") as file:
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind):
+            what = "a directory" if stat.S_ISDIR(kind) else "no regular file"
+            raise UsageError(f"{name} is {what}", todo="name a file; for a pipe give - and redirect it")
+        return file.read(limit + 1)
