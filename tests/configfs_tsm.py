@@ -429,6 +429,15 @@ def tdx_quotes(platform_directory: Path, debug: bool = False) -> tuple[Quote, di
     return quote, {name: firmware[name] for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
 
 
+def booted(ccel: Path) -> dict[str, bytes]:
+    """RTMR0 to RTMR2 as firmware leaves them that measured what the log says."""
+    from cloister.evidence.measured import replay_registers
+    from cloister.evidence.tcg_log import parse_tcg_log
+
+    events = parse_tcg_log(ccel.read_bytes(), algorithm="sha384", registers="rtmr")
+    return {f"rtmr{number}": value for number, value in replay_registers(events, algorithm="sha384").items()}
+
+
 def captured_reports(report_file: Path, table_file: Path | None) -> Quote:
     """SEV-SNP: a captured report with other report data in it (its signature does not hold then), and a table."""
     template = report_file.read_bytes()
@@ -452,6 +461,7 @@ def serve(arguments: list[str]) -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--ccel", type=Path)
+    parser.add_argument("--booted-by-ccel", action="store_true")
     parser.add_argument("--floor", type=int, default=0)
     parser.add_argument("--no-registers", action="store_true")
     parser.add_argument("--gramine")
@@ -465,6 +475,8 @@ def serve(arguments: list[str]) -> None:
         quote = captured_reports(options.report, options.table)
     else:
         quote, registers = tdx_quotes(options.platform)
+        if options.booted_by_ccel:
+            registers |= booted(options.ccel)
     kernel = Kernel(
         provider=None if options.provider == "none" else options.provider,
         quote=quote,
@@ -552,18 +564,30 @@ def fuse_needed() -> None:
 
 
 ENTER = """
-mount -t tmpfs none /sys/kernel; mkdir -p /sys/kernel/config/tsm/report; mount --bind "$1/report" /sys/kernel/config/tsm/report
-mount -t tmpfs none /sys/class/misc; mkdir -p /sys/class/misc/tdx_guest/measurements
-if [ -d "$1/measurements" ]; then mount --bind "$1/measurements" /sys/class/misc/tdx_guest/measurements; fi
-mount -t tmpfs none /sys/firmware; mkdir -p /sys/firmware/acpi/tables/data
-if [ -f "$1/CCEL" ]; then touch /sys/firmware/acpi/tables/data/CCEL; mount --bind "$1/CCEL" /sys/firmware/acpi/tables/data/CCEL; fi
-shift; exec "$@"
+here=$1; shift
+config=/sys/kernel/config/tsm/report registers=/sys/class/misc/tdx_guest/measurements tables=/sys/firmware/acpi/tables/data
+mount -t tmpfs none /sys/kernel; mkdir -p $config; mount --bind "$here/report" $config
+mount -t tmpfs none /sys/class/misc
+if [ -d "$here/measurements" ]; then mkdir -p $registers; mount --bind "$here/measurements" $registers; fi
+mount -t tmpfs none /sys/firmware; mkdir -p $tables
+if [ -f "$here/CCEL" ]; then touch $tables/CCEL; mount --bind "$here/CCEL" $tables/CCEL; fi
+exec "$@"
 """
 
 
 def at_true_paths(kernel: Mounted, *command: str | Path) -> list[str]:
     """``command`` in a mount namespace of its own, where the stand-in lies where the kernel's files lie."""
-    inside = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", ENTER, "sh", str(kernel.mountpoint)]
+    inside = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-ec",
+        ENTER,
+        "sh",
+        str(kernel.mountpoint),
+    ]
     return [*inside, *(str(part) for part in command)]
 
 

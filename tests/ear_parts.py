@@ -25,6 +25,7 @@ KEYS = b'{"keys":"of this workload"}'
 ASKED = b"what the relying party asked"
 AUDIENCE = "https://relying.example"
 NAME = "https://verifier.example"
+NONCE = bytes(32)
 
 
 @cache
@@ -41,9 +42,9 @@ def trusted(name: str = NAME, algorithm: Any = "ES384") -> TrustedVerifier:
     return TrustedVerifier.from_pem(name, signer(name, algorithm).public_pem)
 
 
-@cache
-def policy(kind: TeeKind = "tdx", max_age_seconds: int = 3600) -> Policy:
-    text = draft_policy(
+def policy_text(kind: TeeKind = "tdx", max_age_seconds: int = 3600) -> str:
+    """Accepts exactly the simulated workload of :func:`bundle_of`."""
+    return draft_policy(
         tee=kind,
         measurements=attacks.platform().tee(kind, launch=attacks.LAUNCH).measurements,
         events=attacks.LAUNCH,
@@ -51,16 +52,19 @@ def policy(kind: TeeKind = "tdx", max_age_seconds: int = 3600) -> Policy:
         simulated_root=attacks.platform().root_sha256,
         max_age_seconds=max_age_seconds,
     )
-    return load_policy(text, name="p.toml")
 
 
 @cache
-def result(kind: TeeKind = "tdx", now: int = NOW) -> AttestationResult[bytes]:
-    """A simulated workload, appraised here at ``now``."""
-    nonce = bytes(32)
+def policy(kind: TeeKind = "tdx", max_age_seconds: int = 3600) -> Policy:
+    return load_policy(policy_text(kind, max_age_seconds), name="p.toml")
+
+
+@cache
+def bundle_of(kind: TeeKind = "tdx") -> EvidenceBundle:
+    """Honest evidence of a simulated workload, over :data:`NONCE`."""
     tee = attacks.platform().tee(kind, launch=attacks.LAUNCH, clock=lambda: NOW)
-    raw = tee.quote(report_data(merkle.root([nonce]), KEYS))
-    bundle = EvidenceBundle(
+    raw = tee.quote(report_data(merkle.root([NONCE]), KEYS))
+    return EvidenceBundle(
         tee=raw.tee,
         quote=raw.quote,
         key_material=KEYS,
@@ -68,7 +72,14 @@ def result(kind: TeeKind = "tdx", now: int = NOW) -> AttestationResult[bytes]:
         event_log=raw.event_log,
         endorsements=raw.endorsements,
     )
-    return appraise(bundle, nonce=nonce, policy=policy(kind), now=now, decode=bytes, not_after=lambda _: None)
+
+
+@cache
+def result(kind: TeeKind = "tdx", now: int = NOW) -> AttestationResult[bytes]:
+    """A simulated workload, appraised here at ``now``."""
+    return appraise(
+        bundle_of(kind), nonce=NONCE, policy=policy(kind), now=now, decode=bytes, not_after=lambda _: None
+    )
 
 
 def issue(subject: Any = None, **changes: Any) -> str:

@@ -149,7 +149,9 @@ def policy(
     return load_policy(policy_text(fields, roots=f'simulated = "{digest}"'), name="scenario")
 
 
-def judge(bundle: EvidenceBundle, rule: Policy, *, now: int = NOW, nonce: bytes = NONCE) -> AttestationResult[bytes]:
+def judge(
+    bundle: EvidenceBundle, rule: Policy, *, now: int = NOW, nonce: bytes = NONCE
+) -> AttestationResult[bytes]:
     return appraise(
         bundle, nonce=nonce, policy=rule, now=now, decode=lambda keys: keys, not_after=lambda _: None
     )

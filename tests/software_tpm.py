@@ -100,16 +100,20 @@ class SoftwareTpm:
             assert time.monotonic() < deadline, "swtpm does not come up"
             time.sleep(0.02)
 
-    def stop(self) -> None:
+    def stop(self, *, clean: bool = True) -> None:
+        """Power off; ``clean`` as a kernel does it, with TPM2_Shutdown(CLEAR) before."""
         if self._process is not None:
+            if clean:
+                with self.transport() as transport:
+                    transport.submit(bytes.fromhex("80010000000c000001450000"))
             self._process.terminate()
             self._process.wait(timeout=20)
             self._process = None
         for path in (self.socket, self.directory / "tpm.sock.ctrl"):
             path.unlink(missing_ok=True)
 
-    def reboot(self) -> None:
-        self.stop()
+    def reboot(self, *, clean: bool = True) -> None:
+        self.stop(clean=clean)
         self.start()
 
     @contextlib.contextmanager

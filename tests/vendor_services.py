@@ -329,6 +329,15 @@ class VendorServices:
 
         self.routes["/"] = answer
 
+    def serve_ocsp_answers(self, answers: Iterable[bytes]) -> None:
+        """A responder that has exactly these answers."""
+        known = {ocsp.load_der_ocsp_response(answer).serial_number: answer for answer in answers}
+
+        def answer(body: bytes) -> Answer:
+            return Answer(known[ocsp.load_der_ocsp_request(body).serial_number], "application/ocsp-response")
+
+        self.routes["/"] = answer
+
 
 def moment(seconds: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)

@@ -15,20 +15,22 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+import simulated_nvidia
+import simulated_snp
 from cloister.endorsements.airgap import encode_bundle, parse_bundle
 from cloister.endorsements.amd import encode_snp_endorsements, parse_snp_endorsements
-from cloister.endorsements.asking import Entry
+from cloister.endorsements.asking import Entry, pem_of
 from cloister.endorsements.cache import Cache
 from cloister.endorsements.fetch import Fetcher, Limits
 from cloister.endorsements.intel import parse_collateral
 from cloister.endorsements.nvidia import ocsp_targets, parse_nvidia_endorsements, rim_ids
-from cloister.endorsements.plans import document_ends, part_ends
+from cloister.endorsements.plans import device_document_ends, document_ends, part_ends
 from cloister.endorsements.roots import AMD_ROOTS, INTEL_ROOT, Root, simulated_root
 from cloister.endorsements.services import Services
 from cloister.errors import CloisterError, EndorsementError, NetworkError, UsageError
 from cloister.evidence.nvidia import encode_device_evidence, parse_device_evidence, parse_sdk_evidence
 from cloister.evidence.snp import parse_report
-from cloister.verifier import intel, snp
+from cloister.verifier import intel, nvidia, snp
 from cloister.verifier.rules import IntelRules
 from intel_vectors import SERVER, at, collateral, quote
 from shared_data import vectors
@@ -331,6 +333,17 @@ class TestFaults:
             fetch.endorsements("tdx", tdx_quote())
         assert waits == [0.25, 0.5, 1.0]
 
+    def test_an_error_does_not_wait_for_another_parts_long_pause(self, services: VendorServices) -> None:
+        serve_tdx(services)
+        services.fail("/sgx/certification/v4/pckcrl", status(429, Retry_After="25"))
+        services.fail(TCB, status(404))
+        fetch = fetcher(services, sleep=None)
+        with fetch, pytest.raises(EndorsementError, match="Intel has no TDX TCB info"):
+            fetch.endorsements("tdx", tdx_quote())
+        assert not any(
+            thread.name == "cloister-endorsements" and not thread.daemon for thread in threading.enumerate()
+        )
+
     @pytest.mark.parametrize("fault", [Drip(), Drip(head=True)], ids=["body", "head"])
     def test_a_slow_drip_ends_within_the_time_in_all(self, services: VendorServices, fault: Drip) -> None:
         serve_tdx(services)
@@ -417,6 +430,39 @@ class TestAmd:
         claims = snp.verify(self.report(), without, roots=AMD_ROOTS, now=now, revocation_required=False)
         assert claims.hardware["chip_id"] == self.report()[0x1A0:0x1E0].hex()
 
+    @pytest.mark.parametrize(
+        ("product", "version"), [("milan", 2), ("milan", 3), ("genoa", 3), ("genoa", 2), ("turin", 5)]
+    )
+    def test_the_simulated_vendor_can_be_asked_and_verifies_with_its_list(
+        self, services: VendorServices, product: str, version: int
+    ) -> None:
+        shown = simulated_snp.Shown(product=product, version=version)
+        report, parts = shown.quote(), shown.endorsed()
+        tcb = report[0x180:0x188]
+        fmc = f"fmcSPL={tcb[0]:02d}&" if product == "turin" else ""
+        order = (1, 2, 3, 7) if product == "turin" else (0, 1, 6, 7)
+        names = ("blSPL", "teeSPL", "snpSPL", "ucodeSPL")
+        query = fmc + "&".join(f"{name}={tcb[at]:02d}" for name, at in zip(names, order, strict=True))
+        services.serve_amd(
+            product.capitalize(),
+            chip=report[0x1A0 : 0x1A0 + (8 if product == "turin" else 64)].hex(),
+            query=query,
+            vcek=parts.signing_key,
+            chain=pem_of((parts.intermediate, parts.root)).encode().replace(b"\n", b"\r\n"),
+            crl=parts.crl,
+        )
+        with fetcher(services, now=NOW) as fetch:
+            document = fetch.endorsements("snp", report)
+        claims = snp.verify(
+            report,
+            document,
+            roots=[simulated_root(simulated_snp.platform(product).root_sha256)],
+            now=NOW,
+            revocation_required=True,
+        )
+        assert claims.simulated
+        assert document_ends("snp", document) == claims.collateral_expires
+
     def test_a_report_without_a_product_is_asked_for_under_each_and_no_more(
         self, services: VendorServices
     ) -> None:
@@ -469,6 +515,18 @@ class TestAmd:
         with fetcher(services) as fetch, pytest.raises(EndorsementError, match=message):
             fetch.endorsements("snp", self.report())
 
+    def test_the_certificate_of_another_chip_is_refused_and_not_kept(
+        self, services: VendorServices, tmp_path: Path
+    ) -> None:
+        self.serve(services, self.report(), now=SUMMER)
+        other = vectors("coco-trustee/snp/test-vcek.der").read_bytes()
+        services.fail("/vcek/v1/Milan/d495", Changed(lambda due: replace(due, body=other)))
+        cache = Cache(tmp_path / "cache")
+        with fetcher(services, cache=cache) as fetch:
+            with pytest.raises(EndorsementError, match="certificate of another chip"):
+                fetch.endorsements("snp", self.report())
+            assert not cache.entries()
+
     def test_a_chip_is_asked_for_once_a_quarter_and_its_list_daily(
         self, services: VendorServices, tmp_path: Path
     ) -> None:
@@ -507,6 +565,32 @@ class TestNvidia:
         devices = parse_device_evidence(self.evidence())
         assert len(found.ocsp) == len(ocsp_targets(devices, rims)) == services.asked() - 2
         assert {entry.key.split("/")[0] for entry in cache.entries()} == {"rim", "ocsp"}
+
+    @pytest.mark.parametrize("switches", [0, 2])
+    def test_the_simulated_vendor_can_be_asked_and_verifies_with_revocation(
+        self, services: VendorServices, switches: int
+    ) -> None:
+        machine = simulated_nvidia.machine(count=2, switches=switches)
+        shown = simulated_nvidia.show(of=machine)
+        for device in parse_device_evidence(shown.evidence).devices:
+            for name in rim_ids(device):
+                version = name.rsplit("_", 1)[1].encode()
+                fitting = (rim for rim in machine.rims if version in rim.replace(b".", b"") or version in rim)
+                services.serve_rim(name, next(fitting))
+        services.serve_ocsp_answers(machine.ocsp(simulated_nvidia.TODAY))
+        with fetcher(services, now=NOW) as fetch:
+            document = fetch.device_endorsements(shown.evidence)
+        claims = nvidia.verify(
+            shown.evidence,
+            document,
+            nonce=simulated_nvidia.NONCE,
+            device_root=simulated_root(machine.device_root_sha256),
+            rim_root=simulated_root(machine.rim_root_sha256),
+            now=NOW,
+            rules=nvidia.NvidiaRules(),
+        )
+        assert [one.revocation for one in claims] == ["checked"] * (2 + switches)
+        assert device_document_ends(document) == min(one.expires for one in claims)
 
     def test_without_a_responder_no_answer_is_asked_for(self, services: VendorServices) -> None:
         self.serve(services)

@@ -16,6 +16,7 @@ from cloister.appraisal.policy import load_policy
 from cloister.appraisal.reference_snp import observed_snp
 from cloister.attester.simulation.snp import STRICT_POLICY
 from cloister.endorsements.roots import AMD_ROOTS
+from cloister.endorsements.x509 import read_certificate
 from cloister.errors import (
     AppraisalRefused,
     BindingMismatch,
@@ -29,7 +30,6 @@ from cloister.errors import (
 from cloister.evidence.binding import report_data
 from cloister.evidence.bundle import EvidenceBundle, NonceProof
 from cloister.evidence.snp import POLICY_BITS, TcbVersion
-from cloister.endorsements.x509 import read_certificate
 from cloister.verifier.snp import verify
 from cloister.verifier.trail import Trail
 from simulated_evidence import KEYS, LAUNCH, NONCE, NOW
@@ -46,8 +46,8 @@ from simulated_snp import (
     revocation_list,
     stranger,
 )
-from snp_vectors import VLEK, endorsements, report
 from snp_vectors import NOW as CAPTURED
+from snp_vectors import VLEK, endorsements, report
 
 LOW = TcbVersion(bootloader=3, tee=0, snp=8, microcode=115)
 """Milan's firmware before its fixes of 2024."""
@@ -71,7 +71,7 @@ class Attack:
 def downgraded() -> Shown:
     """The host committed old firmware and has its key's certificate: all of it is genuine, and old."""
     old = chip(tcb=LOW)
-    changes = {name: LOW for name in ("current_tcb", "reported_tcb", "committed_tcb", "launch_tcb")}
+    changes = dict.fromkeys(("current_tcb", "reported_tcb", "committed_tcb", "launch_tcb"), LOW)
     return Shown(changes=changes, signer=old, endorsements={"signing_key": old.certificates["vcek"]})
 
 
@@ -172,7 +172,12 @@ ATTACKS = [
     ),
     Attack("downgraded-tcb", downgraded, AppraisalRefused, "reported TCB has bootloader 3, below 4"),
     *(
-        Attack(f"old-{which}-tcb", lambda which=which: old_tcb(f"{which}_tcb"), AppraisalRefused, f"the {which} TCB")
+        Attack(
+            f"old-{which}-tcb",
+            lambda which=which: old_tcb(f"{which}_tcb"),
+            AppraisalRefused,
+            f"the {which} TCB",
+        )
         for which in ("committed", "launch", "current")
     ),
     Attack(
@@ -195,7 +200,9 @@ ATTACKS = [
     Attack("key-of-another-vendor", strangers_key, VerificationError, "signature of SEV-VCEK"),
     Attack("revocation-list-of-another-vendor", strangers_list, EndorsementError, "revocation list"),
     Attack("wrong-familys-chain", foreign_chain, VerificationError, "the chain ends in root"),
-    Attack("wrong-familys-intermediate", foreign_intermediate, EndorsementError, "no intermediate of ARK-Milan"),
+    Attack(
+        "wrong-familys-intermediate", foreign_intermediate, EndorsementError, "no intermediate of ARK-Milan"
+    ),
     Attack("wrong-familys-processor", another_family, VerificationError, "another family"),
     Attack("vcek-of-another-chip", another_chip, VerificationError, "the report is of chip"),
     Attack("vcek-of-another-tcb", another_tcb, VerificationError, "its VCEK is of bootloader 3"),
@@ -218,7 +225,9 @@ ATTACKS = [
         AppraisalRefused,
         "hides which chip",
     ),
-    Attack("migration-agent", lambda: Shown(changes=with_bit("migrate_ma")), AppraisalRefused, "migration agent"),
+    Attack(
+        "migration-agent", lambda: Shown(changes=with_bit("migrate_ma")), AppraisalRefused, "migration agent"
+    ),
     Attack(
         "bound-to-a-migration-agent",
         lambda: Shown(changes={"report_id_ma": b"\x17" * 32}),
@@ -291,7 +300,9 @@ ATTACKS = [
         AppraisalRefused,
         "measurement is 1313",
     ),
-    Attack("host-data", lambda: Shown(changes={"host_data": b"\x07" * 32}), AppraisalRefused, "host_data is 0707"),
+    Attack(
+        "host-data", lambda: Shown(changes={"host_data": b"\x07" * 32}), AppraisalRefused, "host_data is 0707"
+    ),
     Attack(
         "other-host-data",
         lambda: Shown(changes={"host_data": b"\x07" * 32}),
@@ -299,7 +310,9 @@ ATTACKS = [
         "host_data is 0707",
         policy={"host_data": ["08" * 32]},
     ),
-    Attack("id-key", lambda: Shown(changes={"id_key_digest": b"\x07" * 48}), AppraisalRefused, "id_key_digest"),
+    Attack(
+        "id-key", lambda: Shown(changes={"id_key_digest": b"\x07" * 48}), AppraisalRefused, "id_key_digest"
+    ),
     Attack(
         "author-key",
         lambda: Shown(changes={"author_key_digest": b"\x07" * 48, "author_key_enabled": True}),
@@ -349,7 +362,9 @@ ATTACKS = [
     ),
     Attack("unsigned", lambda: Shown(patches={0x48: b"\x1c"}), EvidenceError, "not signed"),
     Attack("unknown-signer", lambda: Shown(patches={0x48: b"\x08"}), EvidenceError, "unknown kind of key"),
-    Attack("unknown-algorithm", lambda: Shown(patches={0x34: b"\x02"}), EvidenceError, "signature algorithm 2"),
+    Attack(
+        "unknown-algorithm", lambda: Shown(patches={0x34: b"\x02"}), EvidenceError, "signature algorithm 2"
+    ),
     Attack("unknown-version", lambda: Shown(patches={0: b"\x06"}), EvidenceError, "version 6"),
     Attack(
         "unknown-processor",
@@ -513,7 +528,9 @@ def test_the_root_of_one_vendor_is_not_that_of_another() -> None:
 
 
 def test_a_machine_that_the_owner_does_not_guard_is_refused() -> None:
-    text = policy_text(dict(observed_snp(claims_of(Shown()))), roots=f'simulated = "{platform().root_sha256}"')
+    text = policy_text(
+        dict(observed_snp(claims_of(Shown()))), roots=f'simulated = "{platform().root_sha256}"'
+    )
     listed = f'[hardware]\nchip_id = ["{platform().chip.chip_id.hex()}"]\n'
     assert judge(Shown().bundle(), load_policy(text + listed, name="mine")).keys == KEYS
     rule = load_policy(text + f'[hardware]\nchip_id = ["{"42" * 64}"]\n', name="other")
@@ -556,7 +573,9 @@ def test_an_attack_leaves_its_number_on_the_trail() -> None:
     trail = Trail()
     bundle = Shown(changes=with_bit("debug")).bundle()
     with pytest.raises(VerificationError):
-        verify(bundle.quote, bundle.endorsements, roots=AMD_ROOTS, now=NOW, revocation_required=True, trail=trail)
+        verify(
+            bundle.quote, bundle.endorsements, roots=AMD_ROOTS, now=NOW, revocation_required=True, trail=trail
+        )
     assert trail.stopped is not None
     assert trail.stopped[0] == 4
     assert [check.number for check in trail.passed] == [3]

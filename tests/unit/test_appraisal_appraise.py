@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -36,6 +37,7 @@ from cloister.evidence.eventlog import LaunchEvent, encode_event_log, replay
 from cloister.verifier.claims import Claims
 from cloister.verifier.trail import CHECKS
 from simulated_evidence import NOW
+from spec_vectors import SPEC
 
 KEYS = b'{"keys":"of this workload"}'
 NONCES = tuple(bytes([number]) * 32 for number in range(5))
@@ -119,6 +121,12 @@ def test_an_honest_workload_is_accepted_with_seventeen_numbered_checks(layout: L
     assert result.policy_digest == policy(layout.kind).digest
     assert result.verified_at == NOW
     assert result.require_fresh(NOW) == KEYS
+
+
+def test_the_reference_page_has_a_row_for_every_check() -> None:
+    page = (SPEC.parent / "reference" / "checks.md").read_text()
+    rows = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE))
+    assert {int(number): name for number, name in rows.items()} == CHECKS
 
 
 def test_events_become_claims_only_when_they_replay() -> None:

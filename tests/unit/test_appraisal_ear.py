@@ -27,6 +27,7 @@ from cloister.appraisal.result import AttestationResult
 from cloister.encoding import b64url_decode, encode_json, parse_json
 from cloister.endorsements.roots import INTEL_ROOT
 from cloister.errors import CloisterError, FormatError, ResultExpired, UsageError
+from cloister.evidence.key_material import KeyMaterial
 from cloister.evidence.measured import MeasuredEvent
 from cloister.verifier.claims import Claims, DeviceClaims
 from cloister.verifier.intel import verify
@@ -386,3 +387,18 @@ def test_a_token_altered_anywhere_is_refused_with_our_own_error(data: st.DataObj
 def test_any_text_is_no_token(text: str) -> None:
     with pytest.raises(CloisterError):
         accept(text)
+
+
+def test_the_guide_shows_code_that_runs() -> None:
+    page = (SOURCES.parents[1] / "docs" / "how-to" / "write-a-policy.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {
+        "token": issue(hardware(), audience="https://me.example"),
+        "public_key": signer().public_pem,
+        "policy_digest": policy().digest,
+        "nonce": ASKED,
+        "now": NOW + 1,
+        "parse_key_material": lambda data: KeyMaterial(ohttp_keys=data, not_after=NOW + 60, replica="r"),
+    }
+    exec(code, names)  # noqa: S102 -- our own page, which a reader will copy
+    assert names["result"].keys.ohttp_keys == KEYS

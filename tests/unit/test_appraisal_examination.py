@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
+from cloister.appraisal.appraise import appraise
 from cloister.appraisal.asked import Asked
 from cloister.appraisal.draft import draft_policy
+from cloister.appraisal.ear import EarSigner, VerifierId, issue_ear
 from cloister.appraisal.examination import Examination, examine
 from cloister.appraisal.given import Given, gather
 from cloister.appraisal.policy import Policy, load_policy
+from cloister.encoding import b64url_encode
 from cloister.endorsements.amd import parse_snp_endorsements
 from cloister.errors import (
     EXIT_POLICY,
@@ -26,7 +30,7 @@ from cloister.errors import (
 )
 from cloister.evidence.binding import report_data
 from cloister.evidence.bundle import EvidenceBundle, NonceProof, encode_bundle
-from cloister.evidence.key_material import KeyMaterial, encode_key_material
+from cloister.evidence.key_material import KeyMaterial, encode_key_material, parse_key_material
 from cloister.evidence.recognise import Recognised, recognise
 from cloister.merkle import root
 from cloister.verifier.trail import CHECKS
@@ -311,7 +315,8 @@ def given(*names: str) -> Given:
 @pytest.mark.parametrize("name", SNP)
 def test_an_snp_report_is_genuine_with_certificates_given_as_files(name: str) -> None:
     report, certificates = SNP[name]
-    found = examine(recognise(vectors(report).read_bytes()), Asked(now=NOW, given=given(*certificates)))
+    asked = Asked(now=at("2025-06-01"), given=given(*certificates))  # the VLEK held for the year 2025
+    found = examine(recognise(vectors(report).read_bytes()), asked)
     assert (found.verdict, found.error) == ("genuine", None)
 
 
@@ -383,3 +388,119 @@ def test_endorsements_that_cannot_be_meant_are_refused(name: str) -> None:
 def test_certificates_and_a_list_become_one_document() -> None:
     document = parse_snp_endorsements(given(*SNP["milan with a VLEK"][1]).snp)
     assert document.signing_key == vectors("coco-trustee/snp/test-vlek.der").read_bytes()
+
+
+def token(**changes: object) -> str:
+    """A token of the simulated workload's result, as a verifier would sign it."""
+    policy = simulated_policy()
+    result = appraise(
+        simulated_bundle(),
+        nonce=NONCE,
+        policy=policy,
+        now=NOW,
+        decode=parse_key_material,
+        not_after=lambda material: material.not_after,
+    )
+    verifier = VerifierId(developer="https://verifier.example", build="1")
+    arguments = {
+        "signer": SIGNER,
+        "verifier_id": verifier,
+        "now": NOW,
+        "policy": policy,
+        "nonce": NONCE,
+    } | changes
+    return issue_ear(result, **arguments)  # type: ignore[arg-type]
+
+
+SIGNER = EarSigner.generate()
+TOKENS: dict[str, tuple[dict[str, object], Asked, str, int | None]] = {
+    "with nonce and policy": ({}, Asked(now=NOW, policy=simulated_policy(), nonce=NONCE), "accepted", None),
+    "with a policy": ({}, Asked(now=NOW, policy=simulated_policy()), "matches", None),
+    "for an audience": (
+        {"audience": "https://me.example"},
+        Asked(now=NOW, policy=simulated_policy()),
+        "matches",
+        None,
+    ),
+    "simulated, without a policy": ({}, Asked(now=NOW), "refused", 2),
+    "of another policy": (
+        {},
+        Asked(now=NOW, policy=simulated_policy(**{"11" * 32: "22" * 32})),
+        "refused",
+        2,
+    ),
+    "of another nonce": (
+        {"nonce": bytes(32)},
+        Asked(now=NOW, policy=simulated_policy(), nonce=NONCE),
+        "refused",
+        1,
+    ),
+    "signed by another": (
+        {"signer": EarSigner.generate()},
+        Asked(now=NOW, policy=simulated_policy()),
+        "refused",
+        7,
+    ),
+    "that ended": ({}, Asked(now=NOW + 7200, policy=simulated_policy()), "refused", 17),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_token_is_as_good_as_the_key_that_was_named(name: str) -> None:
+    changes, asked, verdict, number = TOKENS[name]
+    subject = recognise(token(**changes).encode())
+    found = examine(subject, dataclasses.replace(asked, token_keys=(SIGNER.public_pem,)))
+    assert found.verdict == verdict, found.error
+    assert failed(found) == ([] if number is None else [number])
+    if verdict != "refused":
+        assert found.facts["verifier"] == "https://verifier.example"
+        assert found.simulated
+
+
+def test_a_token_without_a_named_key_is_a_wrong_question() -> None:
+    with pytest.raises(UsageError, match="--ear KEY"):
+        examine(recognise(token().encode()), Asked(now=NOW, policy=simulated_policy()))
+
+
+@pytest.mark.parametrize(
+    "payload", [b"[]", b"{}", b'{"cloister":[]}', b'{"ear.verifier-id":{"developer":1}}']
+)
+def test_a_token_of_another_form_is_refused(payload: bytes) -> None:
+    header, _, signature = token().split(".")
+    forged = f"{header}.{b64url_encode(payload)}.{signature}"
+    asked = Asked(now=NOW, policy=simulated_policy(), token_keys=(SIGNER.public_pem,))
+    assert examine(recognise(forged.encode()), asked).exit_code == EXIT_VERIFICATION
+
+
+DEVICES = {
+    "one H100": ("nvidia-attestation-sdk/hopper_evidence.json", 1, "gpu"),
+    "four H100": ("nvidia-attestation-sdk/multi_gpu_hopper.json", 4, "gpu"),
+    "a switch": ("nvidia-attestation-sdk/switch_evidence_ls10.json", 1, "nvswitch"),
+    "eight H100": ("nvidia-nvtrust/gpu_evidence.json", 8, "gpu"),
+    "four switches": ("nvidia-nvtrust/switch_evidence.json", 4, "nvswitch"),
+}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_devices_alone_are_genuine_and_bound_to_nothing(name: str) -> None:
+    file, count, kind = DEVICES[name]
+    found = examine(recognise(vectors(file).read_bytes()), Asked(now=NOW))
+    assert (found.verdict, found.error) == ("genuine", None)
+    assert [device.kind for device in found.devices] == [kind] * count
+    assert states(found)[16] == "passed"
+    assert all(state == "not asked" for number, state in states(found).items() if number != 16)
+
+
+def test_a_bare_report_needs_the_certificates_of_its_device() -> None:
+    subject = recognise(vectors("coco-trustee/nvidia/hopperAttestationReport.txt").read_bytes())
+    found = examine(subject, Asked(now=NOW))
+    assert (failed(found), found.exit_code) == ([3], EXIT_VERIFICATION)
+    chain = given("coco-trustee/nvidia/hopper_cert_chain_case1.txt")
+    assert examine(subject, Asked(now=NOW, given=chain)).verdict == "genuine"
+
+
+def test_devices_that_answer_another_nonce_are_refused() -> None:
+    subject = recognise(vectors("nvidia-attestation-sdk/hopper_evidence.json").read_bytes())
+    right = bytes.fromhex(json.loads(subject.data)[0]["nonce"])
+    assert states(examine(subject, Asked(now=NOW, nonce=right)))[1] == "passed"
+    assert failed(examine(subject, Asked(now=NOW, nonce=bytes(32)))) == [16]

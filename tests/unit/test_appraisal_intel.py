@@ -152,7 +152,7 @@ def test_only_known_features_are_accepted_without_a_list(case: str) -> None:
     if accepted:
         judge(found, tdx())
     else:
-        with pytest.raises(AppraisalRefused, match="xfam is .* features that are not known"):
+        with pytest.raises(AppraisalRefused, match=r"xfam is .* features that are not known"):
             judge(found, tdx())
     judge(found, tdx(xfam=[value.to_bytes(8, "little").hex()]))
     with pytest.raises(AppraisalRefused, match="xfam is"):
@@ -311,7 +311,12 @@ KERNEL, EVIL, CMDLINE = b"\x11" * 48, b"\x66" * 48, "console=ttyS0 ro"
 
 def event(digest: bytes, register: int = 1, name: str = "kernel") -> MeasuredEvent:
     return MeasuredEvent(
-        register=register, kind="EV_EFI_BOOT_SERVICES_APPLICATION", digest=digest, data=b"", vouched=False, name=name
+        register=register,
+        kind="EV_EFI_BOOT_SERVICES_APPLICATION",
+        digest=digest,
+        data=b"",
+        vouched=False,
+        name=name,
     )
 
 

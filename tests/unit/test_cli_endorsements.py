@@ -96,6 +96,14 @@ def test_an_air_gapped_site_gets_by_with_an_exported_file(
     assert last_json(capsys) == {"cache": str(site), "taken": 0, "not_newer": 4, "ended": 0}
 
 
+def test_a_pccs_may_be_named_as_other_tools_name_it(
+    services: VendorServices, quote: Path, tmp_path: Path
+) -> None:
+    address = f"{services.base}/sgx/certification/v4/"
+    arguments = ("--pcs", address, "fetch", quote, "--out", tmp_path / "out")
+    assert run(None, tmp_path / "cache", *arguments) == 0
+
+
 def test_show_lists_the_cache_and_a_file(
     services: VendorServices, quote: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +168,7 @@ def test_a_bundle_with_devices_gives_two_documents(
         (("--allow-http", "--early", "--evaluation", "17", "show"), 2, "exclude each other"),
         (("--kds", "http://kds.example", "show"), 2, "plain http beyond"),
         (("--ca-file", "/nowhere/x", "fetch", "EVIDENCE", "--out", "OUT"), 2, "--ca-file or --proxy"),
+        (("--offline", "--refresh", "fetch", "EVIDENCE", "--out", "OUT"), 2, "exclude each other"),
         (("fetch", "CRL", "--out", "OUT"), 3, "no evidence that vendors endorse"),
     ],
 )

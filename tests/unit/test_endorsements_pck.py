@@ -72,9 +72,7 @@ def certificate(extension: bytes | None, issuer: str = "Intel SGX PCK Platform C
         .not_valid_after(_utc("2032-01-01"))
     )
     if extension is not None:
-        builder = builder.add_extension(
-            x509.UnrecognizedExtension(SGX_EXTENSION, extension), critical=False
-        )
+        builder = builder.add_extension(x509.UnrecognizedExtension(SGX_EXTENSION, extension), critical=False)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
 

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from cloister import merkle
 from cloister.encoding import labelled_hash
 from cloister.errors import BindingMismatch, FormatError, StaleNonce
-from cloister.evidence.binding import check_binding, check_nonce, device_nonce, report_data
-from cloister.evidence.bundle import MAX_BUNDLE, EvidenceBundle, NonceProof, encode_bundle, parse_bundle
+from cloister.evidence.binding import check_binding, check_nonce, device_nonce, quoted_form, report_data
+from cloister.evidence.bundle import (
+    MAX_BUNDLE,
+    EvidenceBundle,
+    NonceProof,
+    TeeKind,
+    encode_bundle,
+    parse_bundle,
+)
 from cloister.evidence.key_material import KeyMaterial, encode_key_material, parse_key_material
 from spec_vectors import spec_vectors
 
@@ -34,6 +41,9 @@ def test_the_binding_is_the_specified_one() -> None:
     assert report_data(root, keys).hex() == vectors["report_data"]
     assert report_data(root, keys, devices).hex() == vectors["report_data_with_devices"]
     assert device_nonce(root, keys).hex() == vectors["device_nonce"]
+    data = report_data(root, keys)
+    assert quoted_form("tpm", data).hex() == quoted_form("az-snp-vtpm", data).hex() == vectors["qualifying"]
+    assert quoted_form("tdx", data) == quoted_form("sgx", data) == quoted_form("snp", data) == data
     two = merkle.root([nonce, bytes(32)])
     assert two.hex() == vectors["nonce_root_of_two"]
     assert report_data(two, keys).hex() == vectors["report_data_of_two"]
@@ -103,6 +113,17 @@ def test_a_proof_that_cannot_be_is_refused(case: str) -> None:
         check_nonce(bundle([bytes(32)], 0, nonce_proof=PROOFS[case]), bytes(32))
 
 
+@pytest.mark.parametrize("tee", ["tdx", "sgx", "snp", "az-snp-vtpm", "tpm"])
+def test_the_form_of_report_data_follows_from_the_kind_and_is_never_guessed(tee: TeeKind) -> None:
+    nonce = bytes(32)
+    data = report_data(merkle.root([nonce]), b"keys")
+    honest = bundle([nonce], 0, tee=tee)
+    check_binding(honest, check_nonce(honest, nonce), quoted_form(tee, data))
+    other = data if tee in ("tpm", "az-snp-vtpm") else quoted_form("tpm", data)
+    with pytest.raises(BindingMismatch):
+        check_binding(honest, check_nonce(honest, nonce), other)
+
+
 def test_a_window_cannot_be_passed_off_as_one_nonce() -> None:
     # A tree head is 32 bytes like a nonce: hashing leaves and nodes apart keeps them from standing for each other.
     nonces = [bytes([number]) * 32 for number in (1, 2)]
@@ -133,6 +154,10 @@ def test_a_bundle_is_the_specified_json() -> None:
     evidence = parse_bundle(text)
     assert encode_bundle(evidence) == text
     assert evidence.tee == "tdx"
+    older = {
+        name: value for name, value in vectors.items() if name not in ("firmware_log", "device_endorsements")
+    }
+    assert parse_bundle(json.dumps(older).encode()) == evidence
 
 
 BUNDLES = {

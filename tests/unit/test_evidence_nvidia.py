@@ -26,6 +26,7 @@ from cloister.evidence.nvidia import (
 from cloister.evidence.nvidia_fields import NAMES, read_fields
 from cloister.evidence.spdm import MAX_REPORT, parse_report
 from simulated_nvidia import NONCE, machine, reports, with_fields
+from spec_vectors import spec_vectors
 
 REQUEST = b"\x11\xe0\x01\xff" + NONCE + b"\0"
 
@@ -128,6 +129,7 @@ FIELDS: dict[str, tuple[dict[int, bytes | None], str]] = {
     "a VBIOS version of seven bytes": ({6: bytes(7)}, "7 bytes long"),
     "a FWID of 47 bytes": ({20: bytes(47)}, "47 bytes long"),
     "an unknown protected PCIe status": ({21: b"\x00"}, "means nothing"),
+    "fields of a version that is not known": ({34: b"\x02\x00"}, "up to 1 is known here"),
     "an unknown feature flag": ({36: b"\x03\x00"}, "feature flag is 3"),
     "flag and status that contradict each other": ({36: b"\x02\x00"}, "contradict each other"),
     "status and flag that contradict each other": ({21: b"\xaa"}, "contradict each other"),
@@ -274,3 +276,16 @@ def test_a_manifest_id_is_never_an_address_of_the_attackers_choice() -> None:
     (device,) = reports([with_fields(machine().devices[0], {3: b"../../evil?x="})])
     with pytest.raises(EndorsementError, match="cannot be one"):
         rim_ids(device)
+
+
+def test_the_vector_of_the_specification_is_read_as_it_says() -> None:
+    vector = spec_vectors("nvidia.md")
+    report = parse_report(bytes.fromhex(vector["report"]))
+    fields = read_fields(report, "gpu")
+    assert report.nonce.hex() == vector["nonce"]
+    assert {str(one.index): one.value.hex() for one in report.measurements} == vector["measurements"]
+    assert (fields.driver_version, fields.vbios_version, fields.mode) == (
+        vector["driver_version"],
+        vector["vbios_version"],
+        vector["mode"],
+    )

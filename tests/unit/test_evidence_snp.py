@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
-from cloister.attester.simulation.snp import STRICT_POLICY
+from cloister.attester.simulation.snp import STRICT_POLICY, snp_measurement
 from cloister.attester.simulation.snp_report import encode_signed
 from cloister.errors import EvidenceError
 from cloister.evidence.snp import (
@@ -18,6 +19,7 @@ from cloister.evidence.snp import (
     parse_report,
     tcb_version,
 )
+from spec_vectors import spec_vectors
 
 MILAN = TcbVersion(bootloader=1, tee=2, snp=3, microcode=4)
 TURIN = TcbVersion(fmc=9, bootloader=1, tee=2, snp=3, microcode=4)
@@ -141,7 +143,7 @@ RESERVED = {
 def test_a_reserved_byte_that_is_not_zero_is_refused(name: str) -> None:
     data = bytearray(encoded(full()))
     data[RESERVED[name]] = 1
-    with pytest.raises(EvidenceError, match="not zero|longer than P-384"):
+    with pytest.raises(EvidenceError, match=r"not zero|longer than P-384"):
         parse_report(bytes(data))
 
 
@@ -250,3 +252,45 @@ def test_a_tcb_shows_in_words() -> None:
         "bootloader 3, tee 0, snp 8, microcode 115"
     )
     assert str(TURIN).startswith("fmc 9, bootloader 1")
+
+
+VECTORS = spec_vectors("snp.md")
+
+
+@pytest.mark.parametrize(
+    "vector", VECTORS["tcb"], ids=lambda vector: f"{vector['product']}-{vector['bytes']}"
+)
+def test_a_tcb_version_of_the_specification(vector: dict[str, str | None]) -> None:
+    data, product = bytes.fromhex(str(vector["bytes"])), str(vector["product"])
+    if vector["is"] is None:
+        with pytest.raises(EvidenceError, match="reserved bytes"):
+            tcb_version(data, product)
+    else:
+        assert str(tcb_version(data, product)) == vector["is"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["products"], ids=lambda vector: vector["family"] + vector["model"])
+def test_a_product_of_the_specification(vector: dict[str, str | None]) -> None:
+    cpuid = (int(str(vector["family"]), 16), int(str(vector["model"]), 16), 0)
+    report = replace(full(3, "turin" if vector["is"] == "turin" else "milan"), cpuid=cpuid)
+    if vector["is"] is None:
+        with pytest.raises(EvidenceError, match="unknown processor"):
+            parse_report(encoded(report))
+    else:
+        assert parse_report(encoded(report)).product == vector["is"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["policies"], ids=lambda vector: vector["policy"])
+def test_a_guest_policy_of_the_specification(vector: dict[str, Any]) -> None:
+    report = replace(full(), policy=int(vector["policy"], 16))
+    if vector["flags"] is None:
+        with pytest.raises(EvidenceError, match=r"bit 17 clear|reserved bits"):
+            parse_report(encoded(report))
+    else:
+        found = parse_report(encoded(report))
+        assert list(found.minimum_abi) == vector["abi"]
+        assert sorted(found.policy_flags) == vector["flags"]
+
+
+def test_the_simulated_measurement_is_the_one_of_the_specification() -> None:
+    assert snp_measurement(()).hex() == VECTORS["measurement"]

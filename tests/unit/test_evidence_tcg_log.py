@@ -10,6 +10,7 @@ import pytest
 from cloister.errors import EvidenceError
 from cloister.evidence.measured import LOCALITY_EVENT, replay_registers
 from cloister.evidence.tcg_log import MAX_EVENTS, MAX_LOG, kind_name, parse_tcg_log
+from spec_vectors import spec_vectors
 from tcg_logs import (
     EV_ACTION,
     EV_APPLICATION,
@@ -40,7 +41,11 @@ COVERED = {
         "firmware-version",
         "EDK II\0".encode("utf-16-le"),
     ),
-    "an action": (Logged(2, EV_ACTION, b"Exit Boot Services Invocation"), "action", b"Exit Boot Services Invocation"),
+    "an action": (
+        Logged(2, EV_ACTION, b"Exit Boot Services Invocation"),
+        "action",
+        b"Exit Boot Services Invocation",
+    ),
     "a variable with its name": (
         Logged(1, EV_DRIVER_CONFIG, variable("SecureBoot", b"\1")),
         "secure-boot",
@@ -151,7 +156,11 @@ def test_one_bank_of_several_is_read(algorithm: str) -> None:
 
 
 def test_events_that_extend_nothing_are_not_told() -> None:
-    data = log(Logged(0, EV_NO_ACTION, b"StartupLocality\0\3"), Logged(0xFFFFFFFF, EV_NO_ACTION, b"SP800-155"), SEPARATOR)
+    data = log(
+        Logged(0, EV_NO_ACTION, b"StartupLocality\0\3"),
+        Logged(0xFFFFFFFF, EV_NO_ACTION, b"SP800-155"),
+        SEPARATOR,
+    )
     (found,) = parse_tcg_log(data, algorithm="sha384", registers="rtmr")
     assert found.kind == "EV_SEPARATOR"
 
@@ -240,8 +249,14 @@ PCR_REFUSED = {
         log(Logged(0xFFFFFFFF, EV_SEPARATOR, bytes(4)), algorithms=("sha256",)),
         "PCR 4294967295",
     ),
-    "a locality that does not exist": (log(locality(b"\1"), algorithms=("sha256",)), "StartupLocality is malformed"),
-    "a locality of two bytes": (log(locality(b"\3\0"), algorithms=("sha256",)), "StartupLocality is malformed"),
+    "a locality that does not exist": (
+        log(locality(b"\1"), algorithms=("sha256",)),
+        "StartupLocality is malformed",
+    ),
+    "a locality of two bytes": (
+        log(locality(b"\3\0"), algorithms=("sha256",)),
+        "StartupLocality is malformed",
+    ),
     "a locality of PCR 1": (log(locality(b"\3", 1), algorithms=("sha256",)), "StartupLocality is malformed"),
     "a locality behind an event": (
         log(Logged(0, EV_SEPARATOR, bytes(4)), locality(b"\3"), algorithms=("sha256",)),
@@ -259,6 +274,18 @@ def test_a_tpms_log_of_another_form_is_refused(case: str) -> None:
     data, text = PCR_REFUSED[case]
     with pytest.raises(EvidenceError, match=text):
         parse_tcg_log(data, algorithm="sha256", registers="pcr")
+
+
+def test_a_log_is_read_as_specified() -> None:
+    vectors = spec_vectors("event-log.md")["tcg"]
+    data = bytes.fromhex(vectors["log"])
+    assert data == log(
+        SEPARATOR, Logged(3, EV_IPL, b"kernel_cmdline: ro\0", hashed=b"ro"), algorithms=("sha384",)
+    )
+    events = parse_tcg_log(data, algorithm="sha384", registers="rtmr")
+    registers = replay_registers(events, algorithm="sha384")
+    assert {str(number): value.hex() for number, value in registers.items()} == vectors["registers"]
+    assert events[1].covered == b"ro"
 
 
 def test_types_without_a_name_are_shown_by_number() -> None:

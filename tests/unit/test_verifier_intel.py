@@ -226,7 +226,7 @@ def test_the_evaluation_number_is_the_lower_of_both_documents(tcb: int, qe: int)
     shown = evaluated(tcb=tcb, qe=qe)
     assert judge(shown, IntelRules(min_tcb_evaluation_number=16)).tcb_evaluation_number == 16
     trail = Trail()
-    with pytest.raises(AppraisalRefused, match="(?i)eval"):
+    with pytest.raises(AppraisalRefused, match=r"(?i)eval"):
         judge(shown, IntelRules(min_tcb_evaluation_number=17), trail)
     assert trail.stopped is not None
     assert trail.stopped[0] == 10

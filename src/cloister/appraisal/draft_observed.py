@@ -154,8 +154,9 @@ def _reference(table_name: str, observed: Mapping[str, object], kind: type[Recor
             continue  # what is absent is at its strictest
         if name in observed:
             value = observed[name]
-            relaxed = field.default not in (NODEFAULT, None) or WORDS[f"{table_name}.{name}"].relaxes
-            table[name] = _proposed(value, relaxed=relaxed)
+            words = WORDS[f"{table_name}.{name}"]
+            relaxed = words.relaxes or field.default not in (NODEFAULT, None)
+            table[name] = _proposed(value, relaxed=relaxed, risk=words.risk)
         elif field.required:
             choices = get_args(field.type) if get_origin(field.type) is Literal else ()
             words = " or ".join(str(choice) for choice in choices) or "no value can be measured"
@@ -163,15 +164,16 @@ def _reference(table_name: str, observed: Mapping[str, object], kind: type[Recor
     return table
 
 
-def _proposed(value: object, *, relaxed: bool) -> Any:
+def _proposed(value: object, *, relaxed: bool, risk: str) -> Any:
     if isinstance(value, Mapping):
-        return {name: _proposed(item, relaxed=relaxed) for name, item in value.items()}
+        return {name: _proposed(item, relaxed=relaxed, risk=risk) for name, item in value.items()}
     if isinstance(value, list | tuple) and not relaxed:
         return list(value)
     shown = ", ".join(value) if isinstance(value, list | tuple) else str(value).lower()
-    if value == "any" or relaxed:
-        return Proposal(value, f"measured {shown}; accepting it is a relaxation")
-    return Proposal(value, f"measured {shown}")
+    loose = relaxed or value in ("any", "unchecked")
+    return Proposal(
+        value, f"measured {shown}; to accept it risks this: {risk}" if loose and risk else f"measured {shown}"
+    )
 
 
 def _settled(draft: Draft) -> Draft:

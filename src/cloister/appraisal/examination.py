@@ -68,6 +68,7 @@ _NO_EVIDENCE: Final[Mapping[str, str]] = {
     "dstack-log": "a log, which proves nothing by itself",
     "launch-log": "a log, which proves nothing by itself",
 }
+_NO_TEE: Final = ("nvidia-evidence", "spdm-report", "rim")
 _TODO: Final[Mapping[str, str]] = {
     "policy": "check it with `cloister policy check`; give it here as --policy",
     "public-key": "a token's key is given as --ear KEY",
@@ -141,7 +142,7 @@ def examine(subject: Recognised, asked: Asked) -> Examination:
     return Examination(
         subject=subject,
         verdict=verdict,
-        rows=_rows(found, asked, error),
+        rows=_rows(found, subject, asked),
         now=asked.now,
         claims=found.claims,
         devices=found.devices or (found.claims.devices if found.claims else ()),
@@ -172,7 +173,7 @@ def _guess(error: CloisterError) -> int:
     return 9 if isinstance(error, AppraisalRefused) else 3
 
 
-def _rows(found: Found, asked: Asked, error: CloisterError | None) -> tuple[Row, ...]:
+def _rows(found: Found, subject: Recognised, asked: Asked) -> tuple[Row, ...]:
     trail, rows = found.trail, []
     for number, name in CHECKS.items():
         passed = tuple(
@@ -181,16 +182,17 @@ def _rows(found: Found, asked: Asked, error: CloisterError | None) -> tuple[Row,
             if check.number == number
         )
         state: State = "passed" if passed else "not asked"
-        outcomes = passed or (_reason(number, asked, found) if error is None else "it stopped before",)
+        stopped = trail.stopped[0] if trail.stopped else len(CHECKS)
+        outcomes = passed or (_reason(number, subject, asked) if number <= stopped else "it stopped before",)
         if trail.stopped is not None and trail.stopped[0] == number:
             state, outcomes = "failed", (*passed, trail.stopped[1].what)
         rows.append(Row(number, name, state, outcomes))
     return tuple(rows)
 
 
-def _reason(number: int, asked: Asked, found: Found) -> str:
+def _reason(number: int, subject: Recognised, asked: Asked) -> str:
     """Why nobody asked for check ``number``."""
-    if found.claims is None and not (number == 1 and found.devices):
+    if subject.kind in _NO_TEE and not (number == 1 and subject.kind != "rim"):
         return "not part of this kind of evidence"
     nonce = "no nonce was given: recorded evidence may be old"
     reasons = {

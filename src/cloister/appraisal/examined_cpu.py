@@ -166,7 +166,9 @@ def _cpu(
     if asked.event_log or asked.firmware_log:
         with trail.check(13) as passed:
             claims = replay_logs(claims, event_log=asked.event_log, firmware_log=asked.firmware_log)
-            passed(f"{len(claims.events) + len(claims.measured_events)} events")
+            measured = {event.name for event in claims.measured_events}
+            count = len(claims.measured_events) + sum(name not in measured for name in claims.events)
+            passed(f"{count} event{'' if count == 1 else 's'}")
     found.claims = claims
     evidence = bundle.device_evidence if bundle else b""
     endorsements = asked.given.nvidia or (bundle.device_endorsements if bundle else b"")

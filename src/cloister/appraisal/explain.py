@@ -72,7 +72,7 @@ def summary(policy: Policy) -> str:
         for one in section.statements
         if one.kind in ("accepted", "not checked")
     ]
-    relaxed = f"; {len(left)} things relaxed or not checked" if left else ""
+    relaxed = f"; {len(left)} relaxed or not checked" if left else "; nothing relaxed, nothing unchecked"
     return f"accepts {simulated}{kinds}{devices}, results stand {policy.max_age_seconds} s{relaxed}"
 
 
@@ -137,6 +137,8 @@ def _absent(policy: Policy, field: str, words: Words) -> Statement | None:
 
 def _asked_elsewhere(policy: Policy, field: str) -> bool:
     """What a field would ask is asked by another: a register pins its events, one identifier names a machine."""
+    if policy.tcb is not None and field == "tcb.rejected_advisories":
+        return not _loose("tcb.accepted_statuses", policy.tcb.accepted_statuses)
     if policy.tdx is not None and field == "tdx.events":
         return policy.tdx.rtmr3 != "any"
     if policy.tdx is not None and field == "tdx.firmware_events":

@@ -27,7 +27,7 @@ class Hardware(Record, frozen=True, kw_only=True):
     ek_sha256: tuple[str, ...] | None = None
     """TPM: SHA-256 of endorsement keys' SubjectPublicKeyInfo."""
     device: tuple[str, ...] | None = None
-    """GPUs and switches: SHA-256 of leaf certificates' SubjectPublicKeyInfo."""
+    """GPUs and switches: SHA-256 of device certificates' SubjectPublicKeyInfo."""
 
 
 def check_hardware(hardware: Hardware) -> None:

@@ -31,7 +31,7 @@ _LEAD: Final = 86_400
 _SKEW: Final = 300
 _SUBJECTS: Final = 16
 
-_log = logging.getLogger("cloister.attester")
+_log = logging.getLogger("cloister.endorsements")
 
 
 class EndorsementSource(Protocol):

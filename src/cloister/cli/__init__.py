@@ -16,7 +16,20 @@ from typing import Annotated
 import click
 import typer
 
-from cloister.cli import broker, doctor, endorsements, inspect, keys, measure, policy, seal, serve, simulate, unseal, verify
+from cloister.cli import (
+    broker,
+    doctor,
+    endorsements,
+    inspect,
+    keys,
+    measure,
+    policy,
+    seal,
+    serve,
+    simulate,
+    unseal,
+    verify,
+)
 from cloister.errors import EXIT_USAGE, CloisterError
 
 EXIT_INTERRUPTED = 130
@@ -62,6 +75,7 @@ def build() -> typer.Typer:
     app.add_typer(endorsements.app, name="endorsements")
     app.add_typer(measure.app, name="measure")
     app.add_typer(policy.app, name="policy")
+    app.add_typer(token.app, name="token")
     app.add_typer(simulate.app, name="simulate")
     return app
 

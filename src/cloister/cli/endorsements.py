@@ -74,6 +74,8 @@ def options(
 
     given = {"intel": pcs, "intel_root_crl": root_crl, "amd": kds, "nvidia_rim": rim, "nvidia_ocsp": ocsp}
     chosen: dict[str, Any] = {name: value.removesuffix("/") for name, value in given.items() if value}
+    if "intel" in chosen:  # as PCCS addresses are written in many configurations
+        chosen["intel"] = chosen["intel"].removesuffix("/sgx/certification/v4")
     if no_ocsp:
         chosen["nvidia_ocsp"] = None
     if early:

@@ -6,15 +6,21 @@ not answer is a network failure, not a verdict about the evidence.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.appraisal.given import Given
+from cloister.errors import CloisterError, EndorsementError
 from cloister.evidence.bundle import TeeKind
 
 if TYPE_CHECKING:
     import httpx2
 
+    from cloister.endorsements.fetch import Fetcher
     from cloister.evidence.recognise import Recognised
 
 _KINDS: dict[str, TeeKind] = {
@@ -44,45 +50,77 @@ def at_hand(
     *,
     offline: bool,
     pccs: str | None,
+    now: int | None,
+    cache: Path | None,
     transport: httpx2.BaseTransport | None = None,
 ) -> tuple[Given, str]:
     """``given``, completed, and in words where the endorsements of ``subject`` come from.
 
+    ``offline`` takes them from the ``cache`` (its default folder if None) alone. ``now`` is the time that was asked
+    for, None for the clock's: for another time nothing is kept, so that the cache holds what is true today.
     Raises :class:`~cloister.errors.NetworkError`, :class:`~cloister.errors.EndorsementError` and
     :class:`~cloister.errors.EvidenceError` from fetching.
     """
     wanted = _wanted(subject, given)
-    tee, told = wanted.tee, []
-    lacks_cpu = tee is not None and not given.of(tee) and not wanted.carried
+    told = []
+    if wanted.tee is not None and (given.of(wanted.tee) or wanted.carried):
+        told.append("given" if given.of(wanted.tee) else "carried along")
+    if wanted.devices and (given.nvidia or wanted.devices_carried):
+        told.append(f"of the devices: {'given' if given.nvidia else 'carried along'}")
+    lacks_cpu = wanted.tee is not None and not given.of(wanted.tee) and not wanted.carried
     lacks_devices = bool(wanted.devices) and not given.nvidia and not wanted.devices_carried
-    fetched_cpu = lacks_cpu and tee in _VENDORS and not offline
-    fetched_devices = lacks_devices and not offline
-    if tee is not None:
-        told.append(_said(bool(given.of(tee)), wanted.carried, fetched_cpu))
-    if wanted.devices:
-        told.append(f"of the devices: {_said(bool(given.nvidia), wanted.devices_carried, fetched_devices)}")
-    if fetched_cpu or fetched_devices:
-        from cloister.endorsements.fetch import Fetcher
-        from cloister.endorsements.services import Services
-
-        services = Services(intel=pccs.rstrip("/")) if pccs else Services()
-        with Fetcher(services=services, transport=transport) as fetcher:
-            if fetched_cpu and tee is not None:
-                document = fetcher.endorsements(tee, wanted.evidence)
-                intel = _VENDORS[tee] == "intel"
-                given = replace(given, intel=document) if intel else replace(given, snp=document)
-            if fetched_devices:
-                given = replace(given, nvidia=fetcher.device_endorsements(wanted.devices))
-    return given, ", ".join(told) or "none needed"
+    if not lacks_cpu and not lacks_devices:
+        return given, ", ".join(told) or "none needed"
+    with _fetcher(offline=offline, pccs=pccs, now=now, cache=cache, transport=transport) as fetcher:
+        source = "from the cache" if offline else "fetched"
+        if lacks_cpu and wanted.tee is not None:
+            document = b""
+            if wanted.tee in _VENDORS:
+                document = _asked(partial(fetcher.endorsements, wanted.tee, wanted.evidence), offline)
+            intel = _VENDORS.get(wanted.tee) == "intel"
+            given = replace(given, intel=document) if intel else replace(given, snp=document)
+            told.append(source if document else "none")
+        if lacks_devices:
+            document = _asked(partial(fetcher.device_endorsements, wanted.devices), offline)
+            given = replace(given, nvidia=document)
+            told.append(f"of the devices: {source if document else 'none'}")
+    return given, ", ".join(told)
 
 
-def _said(given: bool, carried: bool, fetched: bool) -> str:
-    return "given" if given else "carried along" if carried else "fetched" if fetched else "none"
+def _fetcher(
+    *,
+    offline: bool,
+    pccs: str | None,
+    now: int | None,
+    cache: Path | None,
+    transport: httpx2.BaseTransport | None,
+) -> Fetcher:
+    from cloister.cli.endorsements import _default_cache
+    from cloister.endorsements.cache import Cache
+    from cloister.endorsements.fetch import Fetcher
+    from cloister.endorsements.services import Services
+
+    return Fetcher(
+        cache=Cache(cache or _default_cache()) if now is None or offline else None,
+        services=Services(intel=pccs.rstrip("/")) if pccs else Services(),
+        offline=offline,
+        transport=transport,
+        clock=time.time if now is None else lambda: float(now),
+    )
+
+
+def _asked(ask: Callable[[], bytes], offline: bool) -> bytes:
+    """What the cache lacks is no failure of this step: the examination says what is missing."""
+    try:
+        return ask()
+    except EndorsementError:
+        if offline:
+            return b""
+        raise
 
 
 def _wanted(subject: Recognised, given: Given) -> _Wanted:
     from cloister.appraisal.examined_devices import device_form
-    from cloister.errors import CloisterError
     from cloister.evidence.bundle import parse_bundle
     from cloister.evidence.hcl import parse_hcl
     from cloister.evidence.quote import parse_quote

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from cloister.errors import UsageError
+from cloister.cli.report_words import inert
+from cloister.errors import EvidenceError, FormatError, UsageError
 from cloister.evidence.recognise import MAX_INPUT, Recognised, recognise
 
 STDIN: Final = "-"
@@ -22,17 +23,18 @@ def read_input(name: str, *, limit: int = MAX_INPUT) -> bytes:
 
     Raises :class:`~cloister.errors.UsageError` for what cannot be read or is over ``limit`` bytes.
     """
+    shown = inert(name, limit=256)
     try:
         data = _read_stdin(limit) if name == STDIN else _read_file(name, limit)
     except OSError as error:
         raise UsageError(
-            f"{name} cannot be read ({error.strerror})", todo="name an existing file, or -"
+            f"{shown} cannot be read ({error.strerror})", todo="name an existing file, or -"
         ) from None
     except ValueError:  # a NUL in the name
         raise UsageError("the file's name is not one", todo="name an existing file, or -") from None
     if len(data) > limit:
         raise UsageError(
-            f"{name} is over {limit} bytes long",
+            f"{shown} is over {limit} bytes long",
             todo="no evidence is: give the report, quote or bundle alone",
         )
     return data
@@ -40,7 +42,13 @@ def read_input(name: str, *, limit: int = MAX_INPUT) -> bytes:
 
 def recognise_files(names: list[str] | None) -> list[Recognised]:
     """Each of ``names``, recognised by its content. An error says which file it is about."""
-    return [recognise(read_input(name)) for name in names or ()]
+    found = []
+    for name in names or ():
+        try:
+            found.append(recognise(read_input(name)))
+        except (EvidenceError, FormatError) as error:
+            raise UsageError(f"{inert(name, limit=256)}: {error.what}", todo=error.todo) from None
+    return found
 
 
 def _read_stdin(limit: int) -> bytes:
@@ -56,5 +64,7 @@ def _read_file(name: str, limit: int) -> bytes:
         kind = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(kind):
             what = "a directory" if stat.S_ISDIR(kind) else "no regular file"
-            raise UsageError(f"{name} is {what}", todo="name a file; for a pipe give - and redirect it")
+            raise UsageError(
+                f"{inert(name, limit=256)} is {what}", todo="name a file; for a pipe give - and redirect it"
+            )
         return file.read(limit + 1)

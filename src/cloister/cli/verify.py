@@ -51,16 +51,18 @@ HtmlOption = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Also write the report as one page.")
 ]
 OfflineOption = Annotated[
-    bool, typer.Option("--offline", help="Fetch nothing: use what is carried along or given.")
+    bool, typer.Option("--offline", help="Fetch nothing: use what is given, carried along or cached.")
 ]
 PccsOption = Annotated[
     str | None, typer.Option("--pccs", metavar="URL", help="Fetch Intel's collateral from this PCCS.")
 ]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Cache of endorsements; default as `cloister endorsements`."),
+]
 EarOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--ear", metavar="KEY", help="Public key of a verifier whose EAR tokens count (PEM or JWK)."
-    ),
+    typer.Option("--ear", metavar="KEY", help="Public key of a verifier whose EAR tokens count (PEM)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -75,6 +77,7 @@ def command(
     html: HtmlOption = None,
     offline: OfflineOption = False,
     pccs: PccsOption = None,
+    cache: CacheOption = None,
     ear: EarOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -110,7 +113,9 @@ def command(
         raise UsageError(
             f"the service answered with {subject.what}, not with evidence", todo="is it a Cloister service?"
         )
-    given, told = at_hand(subject, given, offline=offline, pccs=pccs)
+    given, told = at_hand(
+        subject, given, offline=offline, pccs=pccs, now=None if at is None else now, cache=cache
+    )
     examination = examine(
         subject,
         Asked(

@@ -8,6 +8,7 @@ product (version 2) is asked for under each product in turn, newest last, at mos
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from cloister.endorsements.amd import (
@@ -39,6 +40,7 @@ MAX_CHAIN: Final = 32 * 1024
 MAX_CRL: Final = 128 * 1024
 DAY: Final = 86_400
 QUARTER: Final = 90 * DAY
+_HARDWARE_ID: Final = "1.3.6.1.4.1.3704.1.4"
 
 
 def ask_amd(report: SnpReport, services: Services) -> Asking:
@@ -89,7 +91,7 @@ def vcek_part(report: SnpReport, product: str, services: Services, *, optional: 
         url=f"{services.amd}/vcek/v1/{product.capitalize()}/{chip}?{query}",
         types=DER_TYPES,
         limit=MAX_CERTIFICATE,
-        read=_read_vcek,
+        read=partial(_read_vcek, chip=bytes.fromhex(chip)),
         max_age=QUARTER,
         unknown=f"AMD knows no {product.capitalize()} chip with this id at this TCB",
         optional=optional,
@@ -172,8 +174,12 @@ def _levels(tcb: TcbVersion, product: str) -> tuple[str, str]:
     return query, "-".join(str(value) for value in levels.values())
 
 
-def _read_vcek(reply: Reply) -> bytes:
-    read_certificate(reply.body)
+def _read_vcek(reply: Reply, *, chip: bytes) -> bytes:
+    hardware_id = read_certificate(reply.body).extensions.get(_HARDWARE_ID)
+    if (
+        hardware_id is None or chip not in hardware_id.value
+    ):  # kept for long, so a wrong one is not kept at all
+        raise EndorsementError("AMD's service sent the certificate of another chip")
     return reply.body
 
 

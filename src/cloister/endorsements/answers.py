@@ -75,3 +75,9 @@ def day(seconds: int) -> str:
         return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
     except (OverflowError, ValueError, OSError):
         return str(seconds)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of a foreign error, or its class."""
+    text = printable(str(error).splitlines()[0] if str(error) else "")
+    return text or type(error).__name__

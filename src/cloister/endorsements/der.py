@@ -136,8 +136,9 @@ class Der:
         digits = text[:-1].decode("ascii")
         if tag == UTC_TIME:
             digits = ("19" if digits[:2] >= "50" else "20") + digits
+        month, day, hour, minute, second = (int(digits[at : at + 2]) for at in range(4, 14, 2))
         try:
-            moment = datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+            moment = datetime(int(digits[:4]), month, day, hour, minute, second, tzinfo=UTC)
         except ValueError:
             raise self.fail("a time is on no calendar") from None
         return int(moment.timestamp())

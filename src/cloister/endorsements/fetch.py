@@ -15,7 +15,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NoReturn, Self, TypeVar
@@ -93,7 +92,7 @@ class Fetcher:
         refresh: bool = False,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
         progress: Callable[[int, int, str], None] | None = None,
@@ -103,6 +102,8 @@ class Fetcher:
         ``transport`` carries every request (httpx2's own by default). ``clock`` gives Unix seconds. ``progress`` is
         called with how many parts are there, how many are known to be needed, and the last one's name.
         """
+        if offline and refresh:
+            raise UsageError("offline and refresh exclude each other", todo="leave one of them out")
         self._cache = cache
         self._services = services or Services()
         self._offline = offline
@@ -196,18 +197,25 @@ class Fetcher:
     def _online_parts(
         self, parts: tuple[Part, ...], deadline: float, done: int, needed: int
     ) -> tuple[Entry | None, ...]:
-        found: list[Entry | None] = []
+        found: list[Entry | None] = [None] * len(parts)
+        numbers = iter(range(len(parts)))  # next() on it is atomic
+        outcomes: queue.SimpleQueue[tuple[int, Callable[[], Entry | None]]] = queue.SimpleQueue()
         stop = threading.Event()
-        pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="cloister-endorsements")
+
+        def work() -> None:
+            while not stop.is_set() and (number := next(numbers, None)) is not None:
+                outcomes.put((number, _outcome(partial(self._part, parts[number], deadline, stop))))
+
+        for _ in range(min(_AT_ONCE, len(parts))):
+            threading.Thread(target=work, name="cloister-endorsements", daemon=True).start()
         try:
-            waiting = [pool.submit(self._part, part, deadline, stop) for part in parts]
-            for part, one in zip(parts, waiting, strict=True):
-                found.append(one.result())
+            for count in range(1, len(parts) + 1):
+                number, outcome = outcomes.get()
+                found[number] = outcome()
                 if self._progress is not None:
-                    self._progress(done + len(found), needed, part.what)
+                    self._progress(done + count, needed, parts[number].what)
         finally:  # after an error nobody waits for the others
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
         return tuple(found)
 
     def _part(self, part: Part, deadline: float, stop: threading.Event) -> Entry | None:
@@ -265,7 +273,10 @@ class Fetcher:
                     raise again.error from None
                 if wait > deadline - self._monotonic():
                     raise _too_late(again, wait) from None
-                self._sleep(wait)
+                if self._sleep is None:
+                    stop.wait(wait)  # and no longer, when another part has failed
+                else:
+                    self._sleep(wait)
         raise NetworkError(f"{part.what}: {self._limits.total:g} s were not enough", todo="try again later")
 
     def _bounded(self, call: Callable[[], T], seconds: float, part: Part) -> T:
@@ -274,16 +285,10 @@ class Fetcher:
         box: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
 
         def run() -> None:
-            try:
-                value = call()
-            except BaseException as error:  # handed to the caller, whatever it is
-                box.put(partial(_throw, error))
-            else:
-                box.put(lambda: value)
-            finally:
-                with self._idle:
-                    self._running -= 1
-                    self._idle.notify_all()
+            box.put(_outcome(call))
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
 
         with self._idle:
             self._running += 1
@@ -321,7 +326,7 @@ class Fetcher:
                     f"the answer with {part.what} ended too early ({host(part)})", todo="try again later"
                 )
                 raise _Again(cut) from None
-            raise _Again(failed(part, _reason(error))) from None
+            raise _Again(failed(part, reason_of(error))) from None
 
     def _refuse_busy(self, part: Part, response: httpx2.Response) -> None:
         if response.status_code in BUSY:
@@ -333,6 +338,15 @@ def _is_fresh(entry: Entry, ends: int, max_age: int, now: float) -> bool:
     return entry.fetched_at - SKEW <= now < min(entry.fetched_at + max_age, ends - MARGIN)
 
 
+def _outcome(call: Callable[[], T]) -> Callable[[], T]:
+    """``call``'s value or error, for another thread to take."""
+    try:
+        value = call()
+    except BaseException as error:  # whatever it is, whoever waits for it gets it
+        return partial(_throw, error)
+    return lambda: value
+
+
 def _throw(error: BaseException) -> NoReturn:
     raise error
 
@@ -341,8 +355,3 @@ def _too_late(again: _Again, wait: float) -> CloisterError:
     if again.asked is None or not isinstance(again.error, NetworkError):
         return again.error
     return NetworkError(f"{again.error.what} and asks to wait {wait:.0f} s", todo="try again then")
-
-
-def _reason(error: Exception) -> str:
-    text = printable(str(error).splitlines()[0] if str(error) else "")
-    return text or type(error).__name__

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final
 
 from cloister.endorsements.der import (
@@ -155,7 +156,7 @@ def read_certificate(der: bytes) -> Certificate:
         subject=subject,
         common_name=common_name(subject),
         public_key=public_key,
-        extensions=extensions,
+        extensions=MappingProxyType(extensions),  # what is read once is shared from then on
         algorithm=algorithm,
         signature=signature,
     )

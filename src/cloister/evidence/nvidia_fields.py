@@ -68,6 +68,8 @@ _TEXTS: Final = frozenset(
     {"driver_version", "chip_sku", "chip_sku_mod", "project", "project_sku", "project_sku_mod", "chip_info"}
 )
 FWID_SIZE: Final = 48
+MAX_DATA_VERSION: Final = 1
+"""Of a GPU's opaque data; what a later one means by an id is not known."""
 _PDI: Final = 8
 _ON, _OFF = b"\xaa", b"\x55"
 _PPCIE: Final = 2
@@ -108,7 +110,13 @@ def read_fields(report: SpdmReport, kind: DeviceKind) -> DeviceFields:
         if name not in ("vbios_version", "opaque_data_version")
     }
     if "opaque_data_version" in raw:
-        details["opaque_data_version"] = str(int.from_bytes(raw["opaque_data_version"], "little"))
+        version = int.from_bytes(raw["opaque_data_version"], "little")
+        if version > MAX_DATA_VERSION:
+            raise EvidenceError(
+                f"the report's fields are of version {version}, and up to {MAX_DATA_VERSION} is known here",
+                todo="a newer release of this package may read them",
+            )
+        details["opaque_data_version"] = str(version)
     vbios = _vbios(kind, raw.get("vbios_version", b""))
     details["vbios_version"] = vbios
     fwid = raw.get("fwid")

@@ -25,7 +25,8 @@ class DeviceClaims:
     architecture: str
     """Lower case, as NVIDIA names it: ``hopper``, ``blackwell``, ``ls10``."""
     identity: str
-    """SHA-256 (hexadecimal) of the leaf certificate's SubjectPublicKeyInfo: one per device, for allow-lists."""
+    """SHA-256 (hexadecimal) of the device certificate's SubjectPublicKeyInfo (not of the report key's, which firmware
+    updates change): one per device, for allow-lists."""
     root_sha256: str
     """SHA-256 (hexadecimal) of the DER root certificate the chain ended in."""
     simulated: bool

@@ -5,7 +5,7 @@ policies (its ``verify()`` accepts every TCB status but Revoked, so it is never 
 strict parser, the choice of the root, the time window, and a comparison of both parsers' reading. Whatever goes
 wrong in there comes out as one of our errors. No measurement and no report data is judged here: see appraisal.
 
-The numbers are those of docs/spec/policy.md; 1, 2 and 12 to 17 belong to appraisal.
+The numbers are those of docs/reference/checks.md; 1, 2 and 12 to 17 belong to appraisal.
 """
 
 from __future__ import annotations

@@ -206,16 +206,16 @@ def _compare(
         )
     if not choices:
         return Comparison(0, (), ()), ()
-    nearest: tuple[Comparison, tuple[VerifiedRim, ...]] | None = None
-    for rims in product(*choices):
-        comparison = compare(
-            device.report, [one.rim for one in rims], nvdec0_disabled=device.fields.nvdec0_disabled
+    comparisons = [
+        (
+            compare(device.report, [one.rim for one in rims], nvdec0_disabled=device.fields.nvdec0_disabled),
+            rims,
         )
-        if nearest is None or len(comparison.differing) < len(nearest[0].differing):
-            nearest = (comparison, rims)
-    assert nearest is not None  # noqa: S101 -- choices is not empty, and no list in it is
-    identifiers = [name for name in device_rim_ids(device.chip, device.fields) if name not in missing]
-    return replace(nearest[0], rims=tuple(identifiers)), nearest[1]
+        for rims in product(*choices)
+    ]
+    nearest, rims = min(comparisons, key=lambda found: len(found[0].differing))
+    identifiers = tuple(name for name in device_rim_ids(device.chip, device.fields) if name not in missing)
+    return replace(nearest, rims=identifiers), rims
 
 
 def _candidates(

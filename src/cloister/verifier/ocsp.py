@@ -2,7 +2,7 @@
 
 An answer counts when it is signed by the certificate's own issuer, or by a responder that this issuer certified for
 just that (extended key usage OCSPSigning). A revoked or unknown certificate is always refused, however old the answer
-that says so; a good one counts from ``thisUpdate`` until ``nextUpdate``, or for a day where the answer names no end.
+that says so; a good one counts from ``thisUpdate`` until ``nextUpdate``, or for an hour where the answer names no end.
 Answers carry no nonce here: they are made to be carried along, so it is their time that limits replay.
 """
 
@@ -25,7 +25,7 @@ from cloister.verifier.certificates import public_key, verify_ecdsa, verify_issu
 MAX_RESPONSE: Final = 16 * 1024
 MAX_ANSWERS: Final = 16
 MAX_RESPONDERS: Final = 4
-DEFAULT_LIFE: Final = 24 * 3600
+DEFAULT_LIFE: Final = 3600
 """Seconds that an answer without ``nextUpdate`` stands."""
 _OCSP_SIGNING: Final = "1.3.6.1.5.5.7.3.9"
 _EXTENDED_KEY_USAGE: Final = "2.5.29.37"
