@@ -122,9 +122,11 @@ class Kernel:
         registers: dict[str, bytes] | None,
         ccel: bytes | None,
         floor: int = 0,
+        shown: bool = True,
     ) -> None:
         self.provider = provider
         self.floor = floor
+        self._shown = shown and registers is not None
         self._quote = quote
         self._faults = faults
         self._reports: dict[str, Report] = {}
@@ -138,11 +140,11 @@ class Kernel:
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
         parts = [part for part in path.split("/") if part]
-        if not parts or parts == ["report"] or (parts == ["measurements"] and self._registers is not None):
+        if not parts or parts == ["report"] or (parts == ["measurements"] and self._shown):
             return _directory(0)
         if parts == ["CCEL"] and self._ccel is not None:
             return _file(0o400, len(self._ccel))
-        if parts[0] == "measurements" and self._registers is not None and len(parts) == 2:
+        if parts[0] == "measurements" and self._registers is not None and self._shown and len(parts) == 2:
             name = parts[1].removesuffix(":sha384")
             if parts[1].endswith(":sha384") and name in self._registers:
                 return _file(0o444 if name == "mrtd" else 0o644, 48)
@@ -157,7 +159,7 @@ class Kernel:
         parts = [part for part in path.split("/") if part]
         if not parts:
             found = ["report"]
-            found += ["measurements"] if self._registers is not None else []
+            found += ["measurements"] if self._shown else []
             found += ["CCEL"] if self._ccel is not None else []
         elif parts == ["report"]:
             found = list(self._reports)
@@ -481,7 +483,8 @@ def serve(arguments: list[str]) -> None:
         provider=None if options.provider == "none" else options.provider,
         quote=quote,
         faults=faults,
-        registers=None if options.no_registers else registers,
+        registers=registers,
+        shown=not options.no_registers,
         ccel=options.ccel.read_bytes() if options.ccel else None,
         floor=options.floor,
     )

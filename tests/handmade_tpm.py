@@ -79,7 +79,9 @@ def public_area(
         size = key.key_size // 8
         curve = 3 if key.key_size == 256 else 4
         kind = ALG_ECC
-        rest = u16(curve, ALG_NULL) + sized(point.x.to_bytes(size, "big")) + sized(point.y.to_bytes(size, "big"))
+        rest = (
+            u16(curve, ALG_NULL) + sized(point.x.to_bytes(size, "big")) + sized(point.y.to_bytes(size, "big"))
+        )
     return u16(kind, HASH_IDS["sha256"]) + u32(attributes) + sized(b"") + u16(ALG_NULL) + shown + rest
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from cloister.attester.simulation.chain import DAY, Signer, Window
+from cloister.attester.simulation.chain import DAY, Window
 from cloister.attester.simulation.nvidia import (
     SimulatedDevice,
     SimulatedGpus,
@@ -153,7 +153,3 @@ def altered(report: DeviceReport, change: Callable[[bytearray], None]) -> Device
     data = bytearray(report.report)
     change(data)
     return DeviceReport(kind=report.kind, report=bytes(data), certificates=report.certificates)
-
-
-def chain_of(*signers: Signer) -> tuple[bytes, ...]:
-    return tuple(signer.der for signer in signers)

@@ -79,8 +79,10 @@ class SoftwareTpm:
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True)
         subprocess.run(
-            ["swtpm_setup", "--tpm2", "--tpmstate", str(directory), "--ecc", "--create-ek-cert"]
-            + ["--config", str(authority.directory / "setup.conf"), "--overwrite"],
+            [
+                *("swtpm_setup", "--tpm2", "--tpmstate", str(directory), "--ecc", "--create-ek-cert"),
+                *("--config", str(authority.directory / "setup.conf"), "--overwrite"),
+            ],
             check=True,
             capture_output=True,
             timeout=60,
@@ -88,9 +90,12 @@ class SoftwareTpm:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.directory}"]
-            + ["--server", f"type=unixio,path={self.socket}", "--ctrl", f"type=unixio,path={self.socket}.ctrl"]
-            + ["--flags", "not-need-init,startup-clear"],
+            [
+                *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.directory}"),
+                *("--server", f"type=unixio,path={self.socket}"),
+                *("--ctrl", f"type=unixio,path={self.socket}.ctrl"),
+                *("--flags", "not-need-init,startup-clear"),
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -129,7 +134,13 @@ class SoftwareTpm:
         """Run one of the tpm2-tools on this TPM in its directory; what it printed."""
         environment = {**os.environ, "TPM2TOOLS_TCTI": f"swtpm:path={self.socket}"}
         done = subprocess.run(
-            command, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=60, check=False
+            command,
+            cwd=self.directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 0, f"{command[0]}: {done.stderr}"
         return done.stdout

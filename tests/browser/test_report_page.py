@@ -116,14 +116,19 @@ def listening() -> Iterator[tuple[str, list[bytes]]]:
     listener = socket.create_server(("127.0.0.1", 0))
     seen: list[bytes] = []
 
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(20)
+            request = connection.recv(4096)
+            if request:
+                seen.append(request)
+                connection.sendall(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+
     def serve() -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = listener.accept()
-                with connection:
-                    request = connection.recv(4096)
-                    if request:
-                        seen.append(request)
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()

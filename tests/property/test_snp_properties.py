@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from cloister.appraisal.reference_snp import parse_version
 from cloister.attester.simulation.snp_report import encode_signed
@@ -30,6 +31,7 @@ from cloister.endorsements.x509 import (
 )
 from cloister.errors import CloisterError, EndorsementError, EvidenceError, FormatError
 from cloister.evidence.snp import REPORT_SIZE, TcbVersion, parse_report
+from cloister.verifier.amd_chain import read_chain, read_signing_key
 from cloister.verifier.certificates import verify_issued
 from cloister.verifier.snp import verify
 from simulated_snp import NOW, Shown, platform
@@ -105,6 +107,38 @@ def test_a_flipped_bit_in_a_certificate_or_list_is_refused(part: str, bit: int) 
         judged(
             genuine()[0], encode_snp_endorsements(replace(shown, endorsements={part: bytes(data)}).endorsed())
         )
+
+
+def _signing_key(der: bytes) -> object:
+    document = structs.replace(Shown().endorsed(), signing_key=der)
+    return read_signing_key(read_chain(document))
+
+
+MUTATED: dict[str, Callable[[bytes], object]] = {
+    "signing_key": _signing_key,
+    "intermediate": lambda der: verify_issued(der, Shown().endorsed().root),
+    "root": lambda der: verify_issued(der, der),
+    "crl": read_revocation_list,
+}
+EDITS = st.lists(
+    st.tuples(st.integers(0, 1 << 12), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=4
+)
+
+
+@pytest.mark.parametrize("part", MUTATED)
+@given(edits=EDITS)
+def test_a_genuine_document_with_edits_is_read_or_refused_by_our_own_error(
+    part: str, edits: list[tuple[int, int, bytes]]
+) -> None:
+    """Bytes exchanged, removed and added inside the structure, where random bytes never get."""
+    data = getattr(Shown().endorsed(), part)
+    for at, removed, added in edits:
+        place = at % (len(data) + 1)
+        data = data[:place] + added + data[place + removed :]
+    try:
+        MUTATED[part](data)
+    except CloisterError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017 -- most edits are refused, some change nothing
 
 
 BYTES = st.integers(0, 255)

@@ -6,8 +6,11 @@ service is a stand-in on a loopback socket. It is told of neither, but for --pcc
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,6 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from cloister.attester.rtmr import Registers
 from cloister.attester.simulated import SimulatedPlatform
@@ -124,6 +132,42 @@ def test_a_service_that_cannot_be_reached_is_a_network_failure(
     assert row(document, "endorsements")["state"] == "failed"
 
 
+def test_a_pccs_with_a_certificate_of_its_own_is_believed_only_when_it_is_named(
+    kernel: Mounted, platform: SimulatedPlatform, pccs: VendorServices, tmp_path: Path
+) -> None:
+    certificate = own_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    pccs._server.socket = context.wrap_socket(pccs._server.socket, server_side=True)
+    options = ["--pccs", pccs.base.replace("http:", "https:"), "--simulated-root", platform.root_sha256]
+    code, document = doctor(kernel, *options)
+    assert (code, document["first_failure"]) == (4, "vendor's service")
+    assert doctor(kernel, *options, "--ca-file", str(certificate))[0] == 0
+
+
+def own_certificate(folder: Path) -> Path:
+    """A key and a certificate for 127.0.0.1 that nobody vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a PCCS")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "pccs.pem"
+    file.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        + certificate.public_bytes(Encoding.PEM)
+    )
+    return file
+
+
 @pytest.mark.parametrize(("answer", "code"), [(500, 4), (404, 3), (429, 4)])
 def test_a_service_that_answers_wrongly_is_named(
     answer: int, code: int, kernel: Mounted, platform: SimulatedPlatform, pccs: VendorServices
@@ -221,3 +265,17 @@ def test_a_root_that_is_no_digest_is_refused(kernel: Mounted, pccs: VendorServic
     code, document = doctor(kernel, "--pccs", pccs.base, "--simulated-root", "zz")
     assert code == 2
     assert "--simulated-root" in row(document, "verification")["found"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"], ids=["missing", "empty", "text"])
+def test_a_file_of_authorities_that_is_none_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_bytes(content)
+    done = subprocess.run(
+        [CLOISTER, "doctor", "attestation", "--ca-file", str(file)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--ca-file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

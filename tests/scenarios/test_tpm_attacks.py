@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,9 @@ from cloister.evidence.bundle import EvidenceBundle
 from cloister.evidence.eventlog import LaunchEvent, encode_event_log
 from cloister.evidence.tpm import TpmQuoteWire
 from cloister.evidence.tpm_structures import RESTRICTED, parse_public
+from cloister.verifier.tpm import verify
 from cloister.verifier.tpm_enrolment import ANSWER_SECONDS, Enrolment, challenge
+from handmade_tpm import ec_key, public_area
 from software_tpm import SoftwareTpm, software_tpms
 from tpm_machine import DAY, EVENTS, KEYS, NONCE, NOW, Machine, endorse, enrol, judge, policy, vendor_root
 
@@ -134,7 +137,10 @@ def _launched(world: World, **changes: Any) -> tuple[EvidenceBundle, Any]:
     bundle = world.ours.bundle(launch=EVENTS)
     rules = policy(
         bundle,
-        **{"pcrs.15": '"any"', "events": '{ "cloister.config" = ["%s"], "cloister.program" = "any" }' % ("01" * 32)},
+        **{
+            "pcrs.15": '"any"',
+            "events": '{ "cloister.config" = ["%s"], "cloister.program" = "any" }' % ("01" * 32),
+        },
     )
     return _bent(bundle, **changes), rules
 
@@ -187,9 +193,11 @@ def revocation_list_left_out(world: World) -> None:
 
 
 def clock_after_an_unclean_power_off(world: World) -> None:
-    rules = policy(world.ours.bundle())
-    world.ours.tpm.reboot(clean=False)
-    judge(world.ours.bundle(), rules)
+    # The flag stays down for over an hour, so this is a machine of its own.
+    machine = Machine.enrolled(world.stranger)
+    rules = policy(machine.bundle())
+    machine.tpm.reboot(clean=False)
+    judge(machine.bundle(), rules)
 
 
 def another_machine_than_those_listed(world: World) -> None:
@@ -225,8 +233,14 @@ EVIDENCE: dict[Callable[[World], None], tuple[type[CloisterError], str]] = {
     value_altered: (EvidenceError, "not those that the TPM quoted"),
     attest_altered: (VerificationError, "signature does not verify"),
     extended_after_enrolment: (AppraisalRefused, "PCR 7 is .*, which the policy does not list"),
-    quote_without_the_pcr_that_changed: (AppraisalRefused, "PCR 7 is listed in the policy, and was not quoted"),
-    quote_of_a_pcr_that_nobody_decided: (AppraisalRefused, "PCR 9 was quoted, and the policy does not decide"),
+    quote_without_the_pcr_that_changed: (
+        AppraisalRefused,
+        "PCR 7 is listed in the policy, and was not quoted",
+    ),
+    quote_of_a_pcr_that_nobody_decided: (
+        AppraisalRefused,
+        "PCR 9 was quoted, and the policy does not decide",
+    ),
     event_log_lies: (EventLogMismatch, "does not replay to the quoted pcr15"),
     event_log_cut: (EventLogMismatch, "does not replay to the quoted pcr15"),
     event_log_reordered: (EventLogMismatch, "does not replay to the quoted pcr15"),
@@ -295,14 +309,12 @@ def test_an_attestation_key_that_is_not_in_the_tpm_of_that_endorsement_key_is_no
     _, theirs = _identity(world.neighbour)
     enrolment = _challenge(world.ours.tpm, theirs)
     for tpm in (world.ours.tpm, world.neighbour):
-        with pytest.raises(AttesterError, match="made for another key or another TPM|0x1|0x2"):
+        with pytest.raises(AttesterError, match="made for another key or another TPM"):
             _activate(tpm, enrolment)
 
 
 def test_a_key_in_software_is_not_activated(world: World) -> None:
     """Its owner can show any attributes; but no TPM has a key of that name."""
-    from handmade_tpm import ec_key, public_area
-
     enrolment = _challenge(world.ours.tpm, public_area(ec_key("software")))
     with pytest.raises(AttesterError, match="made for another key or another TPM"):
         _activate(world.ours.tpm, enrolment)
@@ -334,7 +346,11 @@ def test_an_unrestricted_key_of_the_tpm_is_not_challenged(world: World) -> None:
             ).credential
             with pytest.raises(AttesterError, match="made for another key or another TPM"):
                 raw.activate(
-                    handle, 0x81010016, credential.credential_blob, credential.encrypted_secret, by_policy=False
+                    handle,
+                    0x81010016,
+                    credential.credential_blob,
+                    credential.encrypted_secret,
+                    by_policy=False,
                 )
         finally:
             raw.flush(handle)
@@ -385,12 +401,8 @@ def test_the_vendors_root_vouches_for_no_attestation_key(world: World) -> None:
     certificate, _ = _identity(world.ours.tpm)
     bundle = world.ours.bundle()
     document = json.loads(bundle.endorsements)
-    from base64 import b64encode
-
     chain = (certificate, *world.ours.tpm.authority.chain)
     document["ak_chain"] = [b64encode(der).decode() for der in chain]
-    from cloister.verifier.tpm import verify
-
     with pytest.raises(VerificationError, match="issued for another purpose"):
         verify(
             bundle.quote,

@@ -44,7 +44,10 @@ def test_from_the_vendors_certificate_to_a_result(machine: Machine) -> None:
     bundle = machine.bundle(launch=EVENTS)
     rules = policy(
         bundle,
-        **{"pcrs.15": '"any"', "events": '{ "cloister.config" = ["%s"], "cloister.program" = "any" }' % ("01" * 32)},
+        **{
+            "pcrs.15": '"any"',
+            "events": '{ "cloister.config" = ["%s"], "cloister.program" = "any" }' % ("01" * 32),
+        },
     )
     result = judge(bundle, rules)
     assert result.claims.tee == "tpm"
@@ -139,7 +142,19 @@ def test_our_parser_reads_the_quotes_of_tpm2_tools(tpm: SoftwareTpm) -> None:
     )
     tpm.tool("tpm2_flushcontext", "-t")
     tpm.tool(
-        *("tpm2_quote", "-c", "ak.ctx", "-l", "sha256:0,7", "-q", data.hex(), "-m", "attest", "-s", "signature"),
+        *(
+            "tpm2_quote",
+            "-c",
+            "ak.ctx",
+            "-l",
+            "sha256:0,7",
+            "-q",
+            data.hex(),
+            "-m",
+            "attest",
+            "-s",
+            "signature",
+        ),
         *("-g", "sha256"),
     )
     files = {name: (tpm.directory / name).read_bytes() for name in ("attest", "signature", "ak.pub")}

@@ -42,6 +42,7 @@ from examined import AT, bundle, run, steers, write_bundle, write_policy
 from sealed_service import launched, policy_for, running
 from shared_data import vectors
 from simulated_evidence import LAUNCH, NONCE
+from vendor_services import VendorServices
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:'click\.utils:DeprecationWarning")
 
@@ -535,3 +536,31 @@ def test_an_address_that_cannot_be_meant_is_refused_before_anything_is_sent(addr
 def test_a_service_takes_no_nonce_and_no_time_of_yours(option: str) -> None:
     value = NONCE.hex() if option == "--nonce" else "2026-01-01"
     assert run("verify", "http://127.0.0.1:9", option, value).code == EXIT_USAGE
+
+
+def test_what_is_missing_is_fetched_from_the_service_that_was_named(tmp_path: Path) -> None:
+    whole = bundle()
+    path, policy = tmp_path / "quote", write_policy(tmp_path)
+    path.write_bytes(whole.quote)
+    (tmp_path / "log").write_bytes(whole.event_log)
+    with VendorServices() as services:
+        services.serve_intel(whole.endorsements, tee="tdx", fmspc="c1015e000000", ca="platform")
+        arguments = (
+            "verify",
+            str(path),
+            "--event-log",
+            str(tmp_path / "log"),
+            "--policy",
+            policy,
+            *AT,
+            "--json",
+        )
+        address = services.addresses().intel
+        ran = run(*arguments, "--pccs", f"{address}/")
+        offline = run(*arguments, "--pccs", address, "--offline")
+
+        asked = services.asked()
+    found = json.loads(ran.out)
+    assert (ran.code, found["verdict"], found["endorsements"]) == (0, "matches", "fetched"), ran.err
+    assert asked
+    assert (offline.code, json.loads(offline.out)["endorsements"]) == (EXIT_VERIFICATION, "none")

@@ -149,8 +149,16 @@ REFUSED: dict[str, tuple[Callable[[], object], type[CloisterError], str]] = {
         CloisterError,
         "",
     ),
-    "one gpu too few": (lambda: judge(bundle(gpus.encoded(reports()[0]))), AppraisalRefused, "wants exactly 2"),
-    "one gpu more than counted": (lambda: judge(bundle(), policy(gpus="1")), AppraisalRefused, "wants exactly 1"),
+    "one gpu too few": (
+        lambda: judge(bundle(gpus.encoded(reports()[0]))),
+        AppraisalRefused,
+        "wants exactly 2",
+    ),
+    "one gpu more than counted": (
+        lambda: judge(bundle(), policy(gpus="1")),
+        AppraisalRefused,
+        "wants exactly 1",
+    ),
 }
 
 

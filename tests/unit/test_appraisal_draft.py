@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import simulated_evidence as attacks
 from cloister.appraisal.draft import draft_policy
-from cloister.appraisal.draft_observed import draft_for_review, draft_from_claims
+from cloister.appraisal.draft_observed import draft_from_claims
 from cloister.appraisal.policy import Platform, load_policy
 from cloister.endorsements.roots import INTEL_ROOT, simulated_root
 from cloister.errors import PolicyError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,17 +18,26 @@ import snp_vectors
 from cloister.appraisal.dispatch import judge_platform, judge_workload
 from cloister.appraisal.document import DECIDE, parse_document
 from cloister.appraisal.draft_observed import draft_for_review, draft_from_claims
+from cloister.appraisal.ear_claims import decode_claims, encode_claims
 from cloister.appraisal.examined_cpu import REPORTED
 from cloister.appraisal.given import Given
 from cloister.appraisal.observation import NamedRoots, observe
 from cloister.appraisal.policy import load_policy
-from cloister.endorsements.roots import AMD_ROOTS, INTEL_ROOT
+from cloister.encoding import encode_json, parse_json
+from cloister.endorsements.amd import encode_snp_endorsements
+from cloister.endorsements.roots import AMD_ROOTS, INTEL_ROOT, simulated_root
 from cloister.errors import CloisterError, FormatError, PolicyError, UsageError, VerificationError
+from cloister.evidence.hcl import encode_evidence
 from cloister.evidence.recognise import recognise
-from cloister.verifier import intel, snp
+from cloister.evidence.tpm import read_quote
+from cloister.verifier import azure, intel, snp
 from cloister.verifier.claims import Claims
+from cloister.verifier.tpm import pcr_measurements, quote_details
 from cloister.verifier.trail import Trail
 from ear_parts import ASKED, result
+from handmade_hcl import processor, runtime_data, sealed_report
+from handmade_tpm import NOW as TPM_NOW
+from handmade_tpm import Quote, rsa_key
 from intel_vectors import at, collateral, quote
 from simulated_evidence import NOW
 
@@ -47,6 +57,41 @@ def milan(name: str) -> Claims:
     )
 
 
+def azure_guest() -> Claims:
+    key = rsa_key("hcl ak")
+    evidence = encode_evidence(
+        hcl_report=sealed_report(runtime_data(key.public_key())), quote=Quote(key=key, scheme="rsassa").wire
+    )
+    return azure.verify(
+        evidence,
+        encode_snp_endorsements(processor().endorsements(TPM_NOW)),
+        roots=(simulated_root(processor().root_sha256),),
+        now=TPM_NOW,
+        revocation_required=True,
+    )
+
+
+def tpm_quote() -> Claims:
+    """A quote's claims as the verifier makes them; chains are the business of its own tests."""
+    parsed = read_quote(Quote().wire)
+    return Claims(
+        tee="tpm",
+        root_sha256="ab" * 32,
+        simulated=False,
+        report=parsed,
+        measurements=pcr_measurements(parsed),
+        report_data=parsed.extra_data,
+        debug=False,
+        tcb_status=None,
+        advisory_ids=(),
+        tcb_evaluation_number=None,
+        issued_at=TPM_NOW,
+        collateral_expires=TPM_NOW + 60,
+        hardware={"ek_sha256": "cd" * 32},
+        details=quote_details(parsed),
+    )
+
+
 OBSERVED: dict[str, Callable[[], Claims]] = {
     "tdx": lambda: genuine("phala-dcap-qvl/tdx_quote", "tdx_quote_collateral", "2025-06-25"),
     "sgx, hardening needed": lambda: genuine(
@@ -57,6 +102,8 @@ OBSERVED: dict[str, Callable[[], Claims]] = {
     "simulated tdx": lambda: result("tdx").claims,
     "simulated sgx": lambda: result("sgx").claims,
     "simulated milan": lambda: snp_guest.claims_of(snp_guest.Shown()),
+    "azure guest": azure_guest,
+    "tpm": tpm_quote,
     "simulated turin": lambda: snp_guest.claims_of(snp_guest.Shown(product="turin", version=5)),
 }
 
@@ -74,6 +121,13 @@ def test_a_draft_decided_as_measured_accepts_what_was_measured(case: str) -> Non
     assert next(root.simulated for root in policy.roots_of(claims.tee)) == claims.simulated
     judge_platform(claims, policy, Trail())
     judge_workload(claims, policy, Trail())
+
+
+@pytest.mark.parametrize("case", OBSERVED)
+def test_claims_of_every_kind_travel_in_a_token(case: str) -> None:
+    claims = observed(case)
+    travelled = parse_json(encode_json(encode_claims(claims)), what="claims")
+    assert decode_claims(travelled) == replace(claims, measured_events=())
 
 
 @pytest.mark.parametrize("case", OBSERVED)
@@ -128,8 +182,6 @@ def test_a_simulated_tee_stays_one_in_its_draft() -> None:
 
 
 def test_gpus_are_drafted_beside_the_processor() -> None:
-    from dataclasses import replace
-
     devices = gpus.judge(gpus.show())
     claims = replace(observed("simulated tdx"), devices=devices)
     text = draft_for_review(claims)
@@ -201,8 +253,6 @@ def test_forged_and_debug_evidence_gives_no_draft() -> None:
 
 
 def test_claims_that_no_policy_accepts_give_no_draft() -> None:
-    from dataclasses import replace
-
     claims: Any = replace(observed("simulated tdx"), tcb_status="Revoked")
     with pytest.raises(PolicyError, match="Revoked"):
         draft_for_review(claims)

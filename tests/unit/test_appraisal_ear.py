@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -402,3 +403,19 @@ def test_the_guide_shows_code_that_runs() -> None:
     }
     exec(code, names)  # noqa: S102 -- our own page, which a reader will copy
     assert names["result"].keys.ohttp_keys == KEYS
+
+
+def test_a_key_is_named_as_rfc_8037_names_its_example() -> None:
+    # Appendix A.1 (the key) and A.3 (its thumbprint).
+    seed = b64url_decode("nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A", what="seed", length=32)
+    private = Ed25519PrivateKey.from_private_bytes(seed)
+    assert EarSigner(private).kid == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
+    assert TrustedVerifier("v", private.public_key()).kid == EarSigner(private).kid
+
+
+def test_accepting_a_simulation_is_said_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    accept(issue())
+    assert "SIMULATED TEE ACCEPTED" in caplog.text
+    caplog.clear()
+    accept(issue(hardware()), simulated_root=None)
+    assert "SIMULATED" not in caplog.text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,14 @@ import pytest
 import simulated_evidence as attacks
 from cloister.appraisal.judge_intel import judge_sgx, judge_sgx_platform, judge_tdx, judge_tdx_platform
 from cloister.appraisal.observed_intel import observed_sgx, observed_tdx
+from cloister.appraisal.policy import load_policy
 from cloister.appraisal.reference_intel import (
+    MISC_SELECT_BITS,
     SGX_ATTRIBUTES,
     TDX_ATTRIBUTES,
+    Platform,
     SgxReference,
+    Tcb,
     TdxReference,
     check_sgx,
     check_tdx,
@@ -33,12 +39,13 @@ from cloister.evidence.tdx import ATTRIBUTES as TDX_BITS
 from cloister.evidence.tdx import TdReport
 from cloister.verifier import intel
 from cloister.verifier.claims import Claims
-from cloister.verifier.rules import IntelRules
+from cloister.verifier.rules import TCB_STATUSES, IntelRules
 from cloister.verifier.trail import Trail
 from intel_vectors import quote
 from simulated_evidence import NOW
 
 SEPT_VE_DISABLE = 1 << 28
+PAGES = Path(__file__).resolve().parents[2] / "docs"
 
 
 @cache
@@ -442,3 +449,22 @@ def test_there_is_no_draft_for_what_no_policy_accepts() -> None:
     with pytest.raises(PolicyError, match=r"no \[sgx\] table"):
         observed_sgx(claims())
     assert isinstance(claims(Layout.SGX_V3).report, SgxReport)
+
+
+# The pages.
+
+
+def test_the_example_of_the_reference_is_a_policy() -> None:
+    page = (PAGES / "reference" / "policy-intel.md").read_text()
+    (example,) = re.findall(r"<!-- example -->\n```toml\n(.*?)```", page, re.DOTALL)
+    policy = load_policy(example, name="policy-intel.md")
+    assert policy.tees == ("tdx", "sgx")
+
+
+def test_the_reference_names_every_field_and_every_name() -> None:
+    page = (PAGES / "reference" / "policy-intel.md").read_text()
+    for table in (TdxReference, SgxReference, Tcb, Platform):
+        for field in table.__struct_fields__:
+            assert f"`{field}`" in page, field
+    for name in (*TDX_ATTRIBUTES, *SGX_ATTRIBUTES, *MISC_SELECT_BITS, *TCB_STATUSES):
+        assert f"`{name}`" in page, name

@@ -118,7 +118,9 @@ def test_what_was_observed_is_what_a_policy_lists() -> None:
     assert observed_tpm(claims()) == {"pcrs": {name: [value] for name, value in HEX.items()}}
     assert observed_tpm(found)["events"] == {"cloister.config": ["01"]}
     judge_tpm(
-        claims(), reference(pcrs={name: tuple(v) for name, v in observed_tpm(claims())["pcrs"].items()}), Trail()
+        claims(),
+        reference(pcrs={name: tuple(v) for name, v in observed_tpm(claims())["pcrs"].items()}),
+        Trail(),
     )
 
 

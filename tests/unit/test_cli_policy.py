@@ -65,7 +65,7 @@ def test_check_names_the_line_of_every_file_that_is_wrong(good: Path, tmp_path: 
     loop.write_text(GOOD.replace("= 3600", '= "DECIDE: an hour?"').replace('"any"', '"DECIDE: measured bb"'))
     done = cloister("check", bad, good, missing, loop, code=2)
     assert done.stderr.splitlines() == [
-        f"policy: {bad}:9: Object contains unknown field `rtrm2` - at `$.tdx`; see docs/reference/policy.md",
+        f"policy: {bad}:9: unknown field `rtrm2` in [tdx]; see docs/reference/policy.md",
         f"policy: {missing} cannot be read (No such file or directory); name an existing policy file",
         f"policy: {loop}:2: max_age_seconds is not decided; an hour?",
         f"policy: {loop}:7: tdx.rtmr0 is not decided; measured bb",

@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_one_line_with_its_exit_code(place: Path) -> None:
 
 
 def test_only_an_appraised_bundle_is_signed_and_only_with_a_key_of_ones_own(place: Path) -> None:
-    assert issue(place, "--nonce", "11" * 32, code=3).stderr.startswith("evidence: ")
+    assert "\nevidence: " in issue(place, "--nonce", "11" * 32, code=3).stderr
     assert issue(place, "--nonce", "11", code=2).stderr.startswith("usage: --nonce is not 32 bytes")
     assert issue(place, "--eat-nonce", "11", code=2).stderr.startswith(
         "usage: --eat-nonce is not 8 to 64 bytes"

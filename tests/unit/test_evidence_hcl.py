@@ -81,7 +81,10 @@ REPORTS = {
     ),
     "an elliptic key": (hcl_report(_key(kty="EC"), REPORT), "not an RSA key"),
     "a modulus that is a number": (hcl_report(_key(n=5), REPORT), "not an RSA key"),
-    "a modulus that is not base64url": (hcl_report(_key(n="+/=="), REPORT), "n of HCLAkPub is not canonical base64url"),
+    "a modulus that is not base64url": (
+        hcl_report(_key(n="+/=="), REPORT),
+        "n of HCLAkPub is not canonical base64url",
+    ),
     "a short modulus": (hcl_report(_key(n="_" * 100), REPORT), "600 bits"),
     "an even exponent": (hcl_report(_key(e="Ag"), REPORT), "no RSA key"),
     "a huge exponent": (hcl_report(_key(e="_" * 400), REPORT), "no RSA key"),

@@ -64,16 +64,12 @@ def _swapped_key() -> bytes:
 ATTACKS = {
     "the key in the runtime data exchanged": (_swapped_key, "does not seal this runtime data"),
     "a report of a guest without paravisor, with report data of its own": (
-        lambda: encode_evidence(
-            hcl_report=sealed_report(DATA, report_data=bytes(64)), quote=QUOTE.wire
-        ),
+        lambda: encode_evidence(hcl_report=sealed_report(DATA, report_data=bytes(64)), quote=QUOTE.wire),
         "does not seal this runtime data",
     ),
     "more than the digest in the report data": (
         lambda: encode_evidence(
-            hcl_report=sealed_report(
-                DATA, report_data=hashlib.sha256(DATA).digest() + b"\1" * 32
-            ),
+            hcl_report=sealed_report(DATA, report_data=hashlib.sha256(DATA).digest() + b"\1" * 32),
             quote=QUOTE.wire,
         ),
         "does not seal this runtime data",
@@ -115,9 +111,9 @@ ATTACKS = {
 
 def _signature_of(other: Quote) -> bytes:
     document = json.loads(honest())
-    document["quote"]["signature"] = json.loads(
-        encode_evidence(hcl_report=b"", quote=other.wire)
-    )["quote"]["signature"]
+    document["quote"]["signature"] = json.loads(encode_evidence(hcl_report=b"", quote=other.wire))["quote"][
+        "signature"
+    ]
     return json.dumps(document).encode()
 
 

@@ -9,6 +9,7 @@ import logging
 import pytest
 from cryptography import x509
 
+import nvidia_vectors as captured
 from cloister.attester.simulation.chain import DAY
 from cloister.attester.simulation.nvidia import SimulatedGpus
 from cloister.attester.simulation.nvidia_chain import (
@@ -19,8 +20,9 @@ from cloister.attester.simulation.nvidia_chain import (
 )
 from cloister.attester.simulation.nvidia_report import golden, rim_document, sign_rim
 from cloister.endorsements.nvidia import MAX_RIMS
+from cloister.endorsements.roots import NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT
 from cloister.errors import AttesterError, CloisterError, EndorsementError, StaleNonce, VerificationError
-from cloister.verifier.nvidia import NvidiaRules
+from cloister.verifier.nvidia import NvidiaRules, verify
 from cloister.verifier.nvidia_chain import TCB_INFO
 from cloister.verifier.trail import Trail
 from simulated_evidence import NOW, seeded
@@ -335,3 +337,19 @@ def test_another_machine_of_the_vendor_is_genuine_too() -> None:
     assert judge(shown, rules=lax)[0].details["pdi"] == b"neighbor".hex()
     with pytest.raises(EndorsementError, match="no OCSP answer"):
         judge(shown)
+
+
+def test_simulated_devices_are_refused_under_nvidias_roots_and_the_other_way_round() -> None:
+    with pytest.raises(VerificationError, match="not in NVIDIA Device Identity CA"):
+        verify(
+            show().evidence,
+            show().endorsements,
+            nonce=NONCE,
+            device_root=NVIDIA_DEVICE_ROOT,
+            rim_root=NVIDIA_RIM_ROOT,
+            now=NOW,
+            rules=NvidiaRules(revocation_required=False, rims_required=False),
+        )
+    shown = captured.evidence(f"{captured.NVTRUST}/gpu_evidence.json")
+    with pytest.raises(VerificationError, match="not in simulated root"):
+        judge(show(*shown.devices), nonce=None)

@@ -72,6 +72,10 @@ def _replaced(old: bytes, new: bytes, document: bytes = DRIVER) -> bytes:
     return document.replace(old, new, 1)
 
 
+def _many(pattern: bytes) -> bytes:
+    return b"".join(pattern % number for number in range(20_000))
+
+
 def _regex(pattern: bytes, new: bytes) -> bytes:
     found, count = re.subn(pattern, new, DRIVER, count=1, flags=re.DOTALL)
     assert count == 1
@@ -264,6 +268,17 @@ WRAPPED: dict[str, tuple[bytes, type[CloisterError], str]] = {
         _inside(DRIVER, b"</ns0:Payload>", b"<a>" * 9 + b"</a>" * 9),
         EndorsementError,
         "deeper than 8",
+    ),
+    "a byte order mark": (b"\xef\xbb\xbf" + DRIVER, EndorsementError, "another encoding"),
+    "thousands of attributes": (
+        _inside(DRIVER, b"</ns0:Payload>", b"<a " + _many(b'a%d="1" ') + b"/>"),
+        EndorsementError,
+        "too many attributes or name spaces",
+    ),
+    "thousands of name spaces": (
+        _replaced(b"<SoftwareIdentity ", b"<SoftwareIdentity " + _many(b'xmlns:n%d="u" ')),
+        EndorsementError,
+        "too many attributes or name spaces",
     ),
     "too many elements": (
         _inside(DRIVER, b"</ns0:Payload>", b"<a/>" * 4097),

@@ -133,9 +133,7 @@ def _cross_signed() -> bytes:
     """A quote by another key that shows the certified public area."""
     other = QUOTE.bent(key=ec_key("another ak")).wire
     return encode_json(
-        TpmQuoteWire(
-            attest=other.attest, signature=other.signature, ak_public=QUOTE.public, pcrs=other.pcrs
-        )
+        TpmQuoteWire(attest=other.attest, signature=other.signature, ak_public=QUOTE.public, pcrs=other.pcrs)
     )
 
 
@@ -175,7 +173,7 @@ def test_a_quote_that_is_not_genuine_is_refused(attack: str) -> None:
         claims(make())
 
 
-def _chain(name: str) -> tuple[bytes, int]:
+def _chain(name: str) -> tuple[bytes, int]:  # noqa: PLR0912 -- one branch for each named attack
     """Endorsements of a named attack, and the time."""
     root, intermediate = cloud()
     ak, key, now = ak_certificate(), ec_key("ak"), NOW

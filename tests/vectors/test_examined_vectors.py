@@ -67,10 +67,10 @@ CASES = (
     ),
     Case("google-go-tdx-guest/tdx_prod_quote_SPR_E4.dat", stops=3, says="39 bytes behind its end"),
     Case(f"{COCO}/snp/test-report.bin", (f"{COCO}/snp/test-vcek.der", MILAN)),
-    Case(f"{COCO}/snp/test-report.bin", (f"{COCO}/snp/test-vcek-invalid-legacy.der", MILAN), stops=8),
+    Case(f"{COCO}/snp/test-report.bin", (f"{COCO}/snp/test-vcek-invalid-legacy.der", MILAN), stops=7),
     Case(f"{COCO}/snp/test-vlek-report.bin", (f"{COCO}/snp/test-vlek.der", MILAN)),
     Case(f"{COCO}/snp/test-vlek-report.bin", (f"{COCO}/snp/test-vlek.der", MILAN), "2026-01-01", 6),
-    Case(f"{COCO}/snp/test-vlek-report.bin", (f"{COCO}/snp/test-vcek.der", MILAN), stops=8),
+    Case(f"{COCO}/snp/test-vlek-report.bin", (f"{COCO}/snp/test-vcek.der", MILAN), stops=7),
     Case(f"{COCO}/snp/test-report.bin", stops=6, says="no endorsements"),
     Case(
         f"{GOOGLE}/attestation.bin",
@@ -80,7 +80,7 @@ CASES = (
     ),
     Case(f"{VIRTEE}/report_milan.hex", (f"{VIRTEE}/vcek_milan.der", f"{VIRTEE}/cert_chain_milan")),
     Case(f"{VIRTEE}/report_milan.hex", (f"{VIRTEE}/vcek_milan.der", f"{VIRTEE}/snp_milan_ask.pem")),
-    Case(f"{VIRTEE}/report_milan.hex", (f"{VIRTEE}/vcek_turin.der", f"{VIRTEE}/cert_chain_turin"), stops=8),
+    Case(f"{VIRTEE}/report_milan.hex", (f"{VIRTEE}/vcek_turin.der", f"{VIRTEE}/cert_chain_turin"), stops=7),
     Case(f"{COCO}/nvidia/hopperAttestationReport.txt", (f"{COCO}/nvidia/hopper_cert_chain_case1.txt",)),
     Case(
         f"{COCO}/nvidia/hopperAttestationReport.txt",
@@ -96,7 +96,8 @@ CASES = (
     Case(f"{SDK}/NV_GPU_DRIVER_GH100_550.144.03.xml"),
     Case(f"{SDK}/incorrect_signature_driver_rim.xml", stops=7, says="does not hold"),
     Case(f"{SDK}/incorrect_cert_chain_driver_rim.xml", stops=7),
-    Case(f"{NVTRUST}/1010_0200_882_96005E0001_PROD.swidtag"),
+    Case(f"{NVTRUST}/1010_0200_882_96005E0001_PROD.swidtag", day="2025-06-01"),
+    Case(f"{NVTRUST}/1010_0200_882_96005E0001_PROD.swidtag", stops=6, says="ended"),
 )
 EVIDENCE = {case.name for case in CASES}
 

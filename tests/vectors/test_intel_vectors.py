@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -468,3 +471,28 @@ def test_a_quote_may_be_padded_with_a_few_zeros_only_where_real_ones_are() -> No
     assert isinstance(parse_quote(sgx).report, SgxReport)
     with pytest.raises(EvidenceError, match="behind its end"):
         parse_quote(sgx + b"\0")
+
+
+GUIDES = {
+    # which captured quote a page's example runs on, with what, and when
+    "intel-tdx.md": ("dstack/quote-report.json", "tdx_quote_outdated_collateral", "2026-03-01"),
+    "intel-sgx.md": (f"{PHALA}/sgx_quote", "sgx_quote_collateral", "2025-06-25"),
+}
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_the_guides_example_runs_on_a_captured_quote(page: str) -> None:
+    name, endorsements, day = GUIDES[page]
+    text = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / page).read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    log = json.loads(vectors("dstack/quote-report.json").read_text())["event_log"].encode()
+    printed: list[str] = []
+    names = {
+        "quote": quote(name),
+        "collateral": collateral(endorsements),
+        "event_log": log,
+        "print": lambda *words: printed.append(" ".join(map(str, words))),
+    }
+    exec(code.replace("int(time.time())", str(at(day))), names)  # noqa: S102 -- the page's own lines
+    assert any("PCK certificate of FMSPC" in words for words in printed)
+    assert any(words.startswith("9 TCB status - ") for words in printed)

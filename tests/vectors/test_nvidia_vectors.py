@@ -217,6 +217,7 @@ def test_a_report_is_read_field_by_field_as_nvidias_own_parser_reads_it() -> Non
             assert value == struct.pack(f"<{len(wanted_value)}I", *wanted_value)
         else:
             assert value == _hexadecimal(wanted_value)
+    assert fields.text("measurement_counts") == " ".join(map(str, theirs["OPAQUE_FIELD_ID_MSRSCNT"]))
     assert (fields.driver_version, fields.vbios_version) == ("580.159.03", "96.00.74.00.20")
     assert (fields.text("project"), fields.text("project_sku"), fields.text("chip_sku")) == (
         "1010",

@@ -159,8 +159,8 @@ def _reference(table_name: str, observed: Mapping[str, object], kind: type[Recor
             table[name] = _proposed(value, relaxed=relaxed, risk=words.risk)
         elif field.required:
             choices = get_args(field.type) if get_origin(field.type) is Literal else ()
-            words = " or ".join(str(choice) for choice in choices) or "no value can be measured"
-            table[name] = Proposal(_LOOSEST.get(name), words)
+            question = " or ".join(str(choice) for choice in choices) or "no value can be measured"
+            table[name] = Proposal(_LOOSEST.get(name), question)
     return table
 
 

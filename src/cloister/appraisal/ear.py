@@ -9,6 +9,7 @@ headers than three, other fields, unknown submodules, and whatever the relying p
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 
@@ -35,6 +36,8 @@ from cloister.errors import AppraisalRefused, ResultExpired, StaleNonce, UsageEr
 from cloister.verifier.claims import Claims
 
 __all__ = ["EarSigner", "TokenRefused", "TrustedVerifier", "VerifierId", "accept_ear", "issue_ear"]
+
+_log = logging.getLogger(__name__)
 
 K = TypeVar("K")
 
@@ -118,7 +121,8 @@ def accept_ear(
     evidence was verified. ``simulated_root`` (SHA-256, hexadecimal) asks for a simulated TEE under this root, and then
     for nothing else. ``skew_seconds`` (0 to 300) is how far the verifier's clock may be ahead.
     Raises :class:`TokenRefused`, :class:`~cloister.errors.StaleNonce`, :class:`~cloister.errors.ResultExpired`,
-    :class:`~cloister.errors.AppraisalRefused`, and :class:`~cloister.errors.UsageError` for arguments that cannot be meant.
+    :class:`~cloister.errors.AppraisalRefused`; for arguments that cannot be meant :class:`~cloister.errors.UsageError`
+    and :class:`~cloister.errors.FormatError`.
     """
     _check_arguments(trusted, policies, max_age_seconds, skew_seconds, simulated_root)
     # 1. and 2. A trusted key's signature over exactly this text; nothing of the claims is read before.
@@ -300,5 +304,11 @@ def _check_simulation(claims: Claims, body: EarBody, simulated_root: str | None)
             "the token is about a simulated TEE: no hardware protects it",
             todo="name that simulated root's digest if this is a test, else refuse the service",
         )
-    if simulated_root is not None and not claims.simulated:
+    if claims.simulated:
+        _log.warning(
+            "SIMULATED TEE ACCEPTED: a token about simulated root %s. No hardware protects this workload; never use this "
+            "for real data.",
+            claims.root_sha256,
+        )
+    elif simulated_root is not None:
         raise AppraisalRefused("a simulated TEE was asked for, and the token is about hardware")

@@ -183,14 +183,18 @@ def _rows(found: Found, subject: Recognised, asked: Asked) -> tuple[Row, ...]:
         )
         state: State = "passed" if passed else "not asked"
         stopped = trail.stopped[0] if trail.stopped else len(CHECKS)
-        outcomes = passed or (_reason(number, subject, asked) if number <= stopped else "it stopped before",)
+        outcomes = passed or (
+            _reason(number, subject, asked, whole=trail.stopped is None)
+            if number <= stopped
+            else "it stopped before",
+        )
         if trail.stopped is not None and trail.stopped[0] == number:
             state, outcomes = "failed", (*passed, trail.stopped[1].what)
         rows.append(Row(number, name, state, outcomes))
     return tuple(rows)
 
 
-def _reason(number: int, subject: Recognised, asked: Asked) -> str:
+def _reason(number: int, subject: Recognised, asked: Asked, *, whole: bool) -> str:
     """Why nobody asked for check ``number``."""
     if subject.kind in _NO_TEE and not (number == 1 and subject.kind != "rim"):
         return "not part of this kind of evidence"
@@ -204,7 +208,7 @@ def _reason(number: int, subject: Recognised, asked: Asked) -> str:
     }
     if number in (2, 10, 11, 14, 15) and asked.policy is None:
         return "no policy was given: shown, not judged"
-    return reasons.get(number, "not part of this kind of evidence")
+    return reasons.get(number, "not part of this kind of evidence" if whole else "it stopped before")
 
 
 _STEPS: Final[Mapping[str, Callable[[Recognised, Asked, Found], None]]] = {

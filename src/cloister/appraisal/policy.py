@@ -28,7 +28,7 @@ from cloister.appraisal.reference_intel import (
 from cloister.appraisal.reference_nvidia import NvidiaReference, check_nvidia
 from cloister.appraisal.reference_snp import SnpReference, check_snp
 from cloister.appraisal.reference_tpm import AzureReference, TpmReference, check_azure, check_tpm
-from cloister.appraisal.refusals import refused_line
+from cloister.appraisal.refusals import readable, refused_line
 from cloister.appraisal.values import check_digests, check_some
 from cloister.encoding import Record, convert, encode_json, from_hex
 from cloister.endorsements.roots import (
@@ -159,7 +159,7 @@ def load_policy(text: str, *, name: str) -> Policy:
     except FormatError as error:
         scope = error.table if isinstance(error, _TableRefused) else ""
         line = refused_line(document.table, error.what, _refusal_of, document.positions, scope=scope)
-        what = error.what.removeprefix(_FORM)
+        what = readable(error.what.removeprefix(_FORM))
         raise PolicyError(f"{name}:{line}: {what}", todo=error.todo or PAGE) from None
 
 

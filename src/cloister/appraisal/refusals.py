@@ -42,6 +42,22 @@ def refused_line(
     return line_of(positions, path)
 
 
+def readable(what: str) -> str:
+    """msgspec's words about a form, as a person would say them; any other words unchanged."""
+    at = _AT.search(what)
+    if at is None and not _FIELD.search(what):
+        return what
+    place = ((at.group(1) or at.group(2) or "") if at else "").lstrip(".").replace("[...]", ".*")
+    said = what[: at.start()] if at else what
+    said = (
+        said.removeprefix("Object contains ").removeprefix("Object is ").replace("Object missing", "missing")
+    )
+    if "field `" in said:
+        return f"{said} in [{place}]" if place else said
+    value = re.fullmatch(r"Invalid enum value (.*)", said)
+    return f"{place} may not be {value[1]}" if value else f"{place}: {said}"
+
+
 def _formal_path(table: dict[str, Any], what: str, steps: str, attempt: Attempt) -> Path:
     """The path in msgspec's words, which write ``[...]`` for any key of a table with free names."""
     path: Path = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal
 
 from cloister.attester import RawDeviceEvidence, RawEvidence
@@ -31,6 +32,8 @@ class Options:
     """Nothing may be fetched."""
     pccs: str | None = None
     """Address of a PCCS, instead of Intel's own service."""
+    ca_file: Path | None = None
+    """Certificates (PEM) that vouch for the PCCS's TLS."""
     allow_http: bool = False
     """Plain http also beyond this machine."""
     simulated_root: str | None = None

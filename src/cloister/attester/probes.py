@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import ssl
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -51,7 +52,22 @@ _ANY_STATUS: Final = IntelRules(
 
 def check(options: Options) -> tuple[Finding, ...]:
     """The checks of this room, as the entry point group ``cloister.doctor`` offers them."""
-    return check_machine(options)
+    return check_machine(options, transport=trusting(options.ca_file))
+
+
+def trusting(ca_file: Path | None) -> httpx2.BaseTransport | None:
+    """A transport that believes these certificates' TLS alone; None for the usual authorities.
+
+    A PCCS mostly has a certificate of its own. Raises :class:`UsageError` for what is no such file.
+    """
+    if ca_file is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=str(ca_file))
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        reason = getattr(error, "strerror", None) or "it holds no certificates in PEM"
+        raise UsageError(f"cannot use {ca_file}: {reason}", todo="check --ca-file") from None
+    return httpx2.HTTPTransport(verify=context, trust_env=False)
 
 
 def check_machine(

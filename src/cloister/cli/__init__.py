@@ -27,6 +27,7 @@ from cloister.cli import (
     seal,
     serve,
     simulate,
+    token,
     unseal,
     verify,
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cloister.cli.serving import (
+    CaFileOption,
     EndorsementsOption,
     NoEndorsementsOption,
     PccsOption,
@@ -112,6 +113,7 @@ def serve(
     simulated_tee: SimulatedOption = None,
     tee: TeeOption = "auto",
     pccs: PccsOption = None,
+    ca_file: CaFileOption = None,
     endorsements: EndorsementsOption = None,
     no_endorsements: NoEndorsementsOption = False,
     init: InitOption = False,
@@ -125,7 +127,12 @@ def serve(
     from cloister.cli.serving import open_tee, run_server, take_port
 
     machine = open_tee(
-        simulated_tee, asked=tee, pccs=pccs, endorsements=endorsements, no_endorsements=no_endorsements
+        simulated_tee,
+        asked=tee,
+        pccs=pccs,
+        ca_file=ca_file,
+        endorsements=endorsements,
+        no_endorsements=no_endorsements,
     )
     listener = take_port(host, port)
     store = _open(state, passphrase_file, init)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,6 +33,9 @@ def command(
     pccs: Annotated[
         str | None, typer.Option("--pccs", metavar="URL", help="Ask this PCCS instead of Intel's service.")
     ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option("--ca-file", help="Certificates (PEM) that vouch for the PCCS's TLS.")
+    ] = None,
     allow_http: Annotated[
         bool, typer.Option("--allow-http", help="Allow plain http beyond this machine.")
     ] = False,
@@ -47,7 +51,9 @@ def command(
     """Check this machine link by link and say what to do about the first that is broken."""
     from cloister.attester.diagnosis import Options, exit_code
 
-    options = Options(offline=offline, pccs=pccs, allow_http=allow_http, simulated_root=simulated_root)
+    options = Options(
+        offline=offline, pccs=pccs, ca_file=ca_file, allow_http=allow_http, simulated_root=simulated_root
+    )
     findings: dict[str, Sequence[Finding]] = {}
     for entry in _topics(topic):
         findings[entry.name] = entry.load()(options)

@@ -55,9 +55,9 @@ def _show(report: Report, out: Console) -> None:
     mark, plain, _ = _MARKS["failed" if report.verdict == "refused" else "passed"]
     out.print(Text(f"{mark if _unicode(out) else plain} {report.headline}", f"bold {_STYLES[report.tone]}"))
     if report.problem:
-        out.print(Text(f"  {report.problem}"))
+        out.print(Padding(Text(report.problem), (0, 0, 0, 2)))
     if report.todo:
-        out.print(Text(f"  → {report.todo}" if _unicode(out) else f"  {report.todo}"))
+        out.print(Padding(Text(f"→ {report.todo}" if _unicode(out) else report.todo), (0, 0, 0, 2)))
     out.print()
     out.print(_checks(report, out))
     for section in report.sections:

@@ -238,6 +238,16 @@ def _claims(claims: Claims, examination: Examination) -> list[Section]:
     if claims.tcb_status is not None:
         tone, meaning = STATUSES.get(claims.tcb_status, ("warn", "a status that is not known here"))
         firmware.append(line("status", claims.tcb_status, meaning, tone))
+    elif claims.tee in ("snp", "az-snp-vtpm"):
+        for name, meaning in (
+            (
+                "reported_tcb",
+                "security versions of the chip's firmware; AMD gives them no status: compare its bulletins",
+            ),
+            ("current_version", "of the SEV firmware"),
+        ):
+            if name in claims.details:
+                firmware.append(line(name, claims.details[name], meaning))
     for advisory in claims.advisory_ids:
         firmware.append(
             line(

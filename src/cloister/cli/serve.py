@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloister.cli.serving import (
+    CaFileOption,
     EndorsementsOption,
     GpusOption,
     NoEndorsementsOption,
@@ -71,6 +72,7 @@ def command(
     tee: TeeOption = "auto",
     gpus: GpusOption = False,
     pccs: PccsOption = None,
+    ca_file: CaFileOption = None,
     endorsements: EndorsementsOption = None,
     no_endorsements: NoEndorsementsOption = False,
     as_json: JsonOption = False,
@@ -97,6 +99,7 @@ def command(
         asked=tee,
         gpus=gpus,
         pccs=pccs,
+        ca_file=ca_file,
         endorsements=endorsements,
         no_endorsements=no_endorsements,
     )

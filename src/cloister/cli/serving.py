@@ -42,6 +42,9 @@ PccsOption = Annotated[
     str | None,
     typer.Option("--pccs", metavar="URL", help="Fetch Intel's endorsements from this PCCS."),
 ]
+CaFileOption = Annotated[
+    Path | None, typer.Option("--ca-file", help="Certificates (PEM) that vouch for the PCCS's TLS.")
+]
 NoEndorsementsOption = Annotated[
     bool, typer.Option("--no-endorsements", help="Fetch none: whoever verifies brings them.")
 ]
@@ -64,6 +67,7 @@ def open_tee(
     *,
     asked: str = "auto",
     pccs: str | None = None,
+    ca_file: Path | None = None,
     no_endorsements: bool = False,
     endorsements: Path | None = None,
     gpus: bool = False,
@@ -91,10 +95,11 @@ def open_tee(
         return Tee(lambda events: machine.launch(events, endorsements=carried), devices)
 
     from cloister.attester.endorsed import EndorsedAttester, EndorsedDeviceAttester
+    from cloister.attester.probes import trusting
     from cloister.endorsements.fetch import Fetcher
     from cloister.endorsements.services import INTEL_PCS, Services
 
-    fetcher = Fetcher(services=Services(intel=pccs or INTEL_PCS))
+    fetcher = Fetcher(services=Services(intel=pccs or INTEL_PCS), transport=trusting(ca_file))
 
     def launch(events: Sequence[LaunchEvent]) -> Attester:
         attester = machine.launch(events, endorsements=carried)

@@ -74,6 +74,8 @@ def issue(
     from cloister.evidence.key_material import parse_key_material
     from cloister.sealing.descriptors import read_private
 
+    answered = _hex(nonce, "--nonce", 32, 32)
+    asked = None if eat_nonce is None else _hex(eat_nonce, "--eat-nonce", 8, 64)
     signer = EarSigner.from_pem(read_private(key, what="the signing key", limit=MAX_PEM))
     rules = read_policy(policy)
     bundle = parse_bundle(read_input(evidence))
@@ -81,7 +83,7 @@ def issue(
     now = int(time.time()) if at is None else parse_time(at)
     result = appraise(
         bundle,
-        nonce=_hex(nonce, "--nonce", 32, 32),
+        nonce=answered,
         policy=rules,
         now=now,
         decode=parse_key_material,
@@ -95,7 +97,7 @@ def issue(
         signer=signer,
         verifier_id=VerifierId(developer=verifier, build=f"cloister {version('cloister')}"),
         now=now,
-        nonce=None if eat_nonce is None else _hex(eat_nonce, "--eat-nonce", 8, 64),
+        nonce=asked,
         audience=audience,
     )
     if as_json:

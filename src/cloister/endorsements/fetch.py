@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NoReturn, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import httpx2
 
@@ -29,11 +29,12 @@ from cloister.endorsements.answers import (
     failed,
     host,
     offline_error,
-    printable,
+    reason_of,
 )
 from cloister.endorsements.asking import Asking, Entry, Part, Reply
 from cloister.endorsements.backoff import retry_after, wait_before
 from cloister.endorsements.cache import Cache
+from cloister.endorsements.parallel import outcome_of, run_all
 from cloister.endorsements.plans import ask, ask_devices, part_ends
 from cloister.endorsements.services import Services
 from cloister.errors import CloisterError, EndorsementError, NetworkError, UsageError
@@ -197,26 +198,14 @@ class Fetcher:
     def _online_parts(
         self, parts: tuple[Part, ...], deadline: float, done: int, needed: int
     ) -> tuple[Entry | None, ...]:
-        found: list[Entry | None] = [None] * len(parts)
-        numbers = iter(range(len(parts)))  # next() on it is atomic
-        outcomes: queue.SimpleQueue[tuple[int, Callable[[], Entry | None]]] = queue.SimpleQueue()
         stop = threading.Event()
+        calls = [partial(self._part, part, deadline, stop) for part in parts]
 
-        def work() -> None:
-            while not stop.is_set() and (number := next(numbers, None)) is not None:
-                outcomes.put((number, _outcome(partial(self._part, parts[number], deadline, stop))))
+        def finished(number: int, count: int) -> None:
+            if self._progress is not None:
+                self._progress(done + count, needed, parts[number].what)
 
-        for _ in range(min(_AT_ONCE, len(parts))):
-            threading.Thread(target=work, name="cloister-endorsements", daemon=True).start()
-        try:
-            for count in range(1, len(parts) + 1):
-                number, outcome = outcomes.get()
-                found[number] = outcome()
-                if self._progress is not None:
-                    self._progress(done + count, needed, parts[number].what)
-        finally:  # after an error nobody waits for the others
-            stop.set()
-        return tuple(found)
+        return tuple(run_all(calls, at_once=_AT_ONCE, stop=stop, finished=finished))
 
     def _part(self, part: Part, deadline: float, stop: threading.Event) -> Entry | None:
         entry, ends = self._cached(part)
@@ -285,7 +274,7 @@ class Fetcher:
         box: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
 
         def run() -> None:
-            box.put(_outcome(call))
+            box.put(outcome_of(call))
             with self._idle:
                 self._running -= 1
                 self._idle.notify_all()
@@ -336,19 +325,6 @@ class Fetcher:
 
 def _is_fresh(entry: Entry, ends: int, max_age: int, now: float) -> bool:
     return entry.fetched_at - SKEW <= now < min(entry.fetched_at + max_age, ends - MARGIN)
-
-
-def _outcome(call: Callable[[], T]) -> Callable[[], T]:
-    """``call``'s value or error, for another thread to take."""
-    try:
-        value = call()
-    except BaseException as error:  # whatever it is, whoever waits for it gets it
-        return partial(_throw, error)
-    return lambda: value
-
-
-def _throw(error: BaseException) -> NoReturn:
-    raise error
 
 
 def _too_late(again: _Again, wait: float) -> CloisterError:

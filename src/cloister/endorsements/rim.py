@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_RIM: Final = 1 << 20
 MAX_ELEMENTS: Final = 4096
 MAX_DEPTH: Final = 8
+MAX_ATTRIBUTES: Final = 96
+MAX_NAMESPACES: Final = 16
 MAX_MEASUREMENTS: Final = 256
 MAX_ALTERNATIVES: Final = 64
 MAX_CHAIN: Final = 6
@@ -86,7 +88,7 @@ class Rim:
         return self.version.count(".") == 4
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def read_rim(data: bytes) -> Rim:
     """Read a manifest that carries its signature; what it says is unverified.
 
@@ -106,7 +108,7 @@ def read_signed(data: bytes) -> Rim:
     return _rim(root, list(root))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def rim_certificates(data: bytes) -> tuple[bytes, ...]:
     """The certificates (DER) that a manifest carries, its signer's first. Unverified.
 
@@ -134,7 +136,8 @@ def parse_xml(data: bytes) -> etree._Element:
         raise _malformed("it is not UTF-8") from None
     # Before libxml sees it: a document type could define entities, an encoding could hide one.
     if (
-        "<!" in text
+        text.startswith("\ufeff")
+        or "<!" in text
         or "\0" in text
         or re.match(r"\s*<\?xml[^>]*encoding\s*=\s*[\"'](?!utf-8)", text, re.IGNORECASE)
     ):
@@ -207,6 +210,9 @@ def _check_tree(root: Any) -> None:
         depths[element] = depth = 1 if parent is None else depths[parent] + 1
         if depth > MAX_DEPTH or count > MAX_ELEMENTS:
             raise _malformed(f"it is deeper than {MAX_DEPTH} or has more than {MAX_ELEMENTS} elements")
+        # Canonical XML sorts them in quadratic time.
+        if len(element.attrib) > MAX_ATTRIBUTES or len(element.nsmap) > MAX_NAMESPACES:
+            raise _malformed("an element has too many attributes or name spaces")
 
 
 def _rim(root: Any, children: Sequence[Any]) -> Rim:

@@ -117,6 +117,11 @@ def read_fields(report: SpdmReport, kind: DeviceKind) -> DeviceFields:
                 todo="a newer release of this package may read them",
             )
         details["opaque_data_version"] = str(version)
+    counts = raw.get("measurement_counts", b"")
+    if counts and len(counts) % 4 == 0:
+        details["measurement_counts"] = " ".join(
+            str(int.from_bytes(counts[at : at + 4], "little")) for at in range(0, len(counts), 4)
+        )
     vbios = _vbios(kind, raw.get("vbios_version", b""))
     details["vbios_version"] = vbios
     fwid = raw.get("fwid")

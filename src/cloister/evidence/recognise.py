@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -107,8 +108,9 @@ def recognise(data: bytes) -> Recognised:
     if not data.strip():
         raise EvidenceError("the input is empty", todo=_READ)
     found = _binary(data)
-    if not found and (text := _text_of(data)) is not None:
-        found = _text(text)
+    if not found:
+        with contextlib.suppress(UnicodeDecodeError):
+            found = _text(data.decode("utf-8-sig").strip(" \t\r\n\0"))
     return _only(found)
 
 
@@ -130,7 +132,9 @@ def _binary(data: bytes) -> list[Recognised]:
     if len(data) == REPORT_SIZE and int.from_bytes(data[:4], "little") in range(1, 16):
         found.append(Recognised("snp-report", data))
     if data.startswith(b"HCLA"):
-        found.append(Recognised("hcl-report", data))
+        # The TPM's NV index is larger than the report, and padded with zeros.
+        size = int.from_bytes(data[8:12], "little")
+        found.append(Recognised("hcl-report", data if data[size:].strip(b"\0") else data[:size]))
     # SPDM 1.1: GET_MEASUREMENTS (37 bytes) and the MEASUREMENTS that answers it.
     if data[:2] == b"\x11\xe0" and data[37:39] == b"\x11\x60":
         found.append(Recognised("spdm-report", data))
@@ -168,13 +172,6 @@ def _sequence(data: bytes) -> tuple[int, int] | None:
     begin = 2 + size
     length = int.from_bytes(data[2:begin]) if size else data[1]
     return begin, begin + length
-
-
-def _text_of(data: bytes) -> str | None:
-    try:
-        return data.decode("utf-8-sig").strip().strip("\0").strip()
-    except UnicodeDecodeError:
-        return None
 
 
 def _text(text: str) -> list[Recognised]:
@@ -337,8 +334,7 @@ def _trustee(requests: list[Any]) -> Recognised:
 
 def _quote_report(table: dict[str, Any]) -> list[Recognised]:
     """A quote in JSON, as dstack, tappd and the Confidential Containers attesters write it."""
-    text = "".join(table["quote"].split())
-    quotes = [quote for decode in (_unhex, _unbase64) if (quote := decode(text))]
+    quotes = [decode("".join(table["quote"].split())) for decode in (_unhex, _unbase64)]
     found = [candidate for quote in quotes for candidate in _binary(quote) if candidate.kind == "intel-quote"]
     parts: dict[str, bytes] = {}
     for name in ("event_log", "cc_eventlog", "vm_config"):

@@ -51,7 +51,9 @@ def replay_logs(claims: Claims, *, event_log: bytes, firmware_log: bytes) -> Cla
 def _dstack(claims: Claims, log: bytes) -> Claims:
     events = parse_dstack_log(log)
     _replay(claims, events, "rtmr", "sha384", "event log")
-    logged = {event.register for event in claims.measured_events}  # a firmware log beside it says more of the same
+    logged = {
+        event.register for event in claims.measured_events
+    }  # a firmware log beside it says more of the same
     return replace(
         claims,
         events={event.name: event.data for event in events if event.kind == RUNTIME_KIND},
