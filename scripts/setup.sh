@@ -67,8 +67,9 @@ if [ "$lane" != demo ]; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
   fi
-  if ! { command -v swtpm && command -v swtpm_setup && command -v tpm2_readpublic && command -v fusermount3; } >/dev/null &&
-    ! apt_install --no-install-recommends swtpm swtpm-tools tpm2-tools fuse3; then
+  if ! { command -v swtpm && command -v swtpm_setup && command -v tpm2_readpublic &&
+    command -v certtool && command -v fusermount3; } >/dev/null &&
+    ! apt_install --no-install-recommends swtpm swtpm-tools tpm2-tools gnutls-bin fuse3; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
   fi

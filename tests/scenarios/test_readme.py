@@ -74,6 +74,19 @@ def test_the_readme_leads_from_nothing_to_an_answer(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert len(done.stdout) > 40
+        check = next(block for block in _blocks("console") if "cloister verify" in block)
+        checked = subprocess.run(
+            ["bash", "-e", "-c", check.replace("8000", str(serve))],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert checked.returncode == 0, checked.stderr
+        assert "accepted" in checked.stdout.lower()
+        assert (tmp_path / "report.html").stat().st_size > 1000
     except AssertionError:
         print((tmp_path / "log").read_text())
         raise
