@@ -25,12 +25,14 @@ from cloister.appraisal.draft import draft_policy
 from cloister.appraisal.policy import load_policy
 from cloister.attester.simulated import SimulatedPlatform
 from cloister.attester.simulation.collateral import EVALUATION_NUMBER
+from cloister.attester.simulation.nvidia import SimulatedGpus
 from cloister.endorsements.amd import encode_snp_endorsements, endorsements_for
 from cloister.endorsements.roots import (
     AMD_ROOTS,
     INTEL_ROOT,
     NVIDIA_DEVICE_ROOT,
     NVIDIA_RIM_ROOT,
+    simulated_root,
     vendor_certificate,
 )
 from cloister.evidence.binding import report_data
@@ -141,8 +143,6 @@ def reports(table: Table, rounds: int) -> None:
 
 
 def devices(table: Table, rounds: int) -> None:
-    from cloister.attester.simulation.nvidia import SimulatedGpus
-
     captured = parse_sdk_evidence((SHARED / "vectors/nvidia-nvtrust/gpu_evidence.json").read_bytes())
     evidence = encode_device_evidence(captured)
     rules = NvidiaRules(revocation_required=False, rims_required=False)
@@ -166,8 +166,8 @@ def devices(table: Table, rounds: int) -> None:
                 shown.evidence,
                 shown.endorsements,
                 nonce=nonce,
-                device_root=gpus.device_root,
-                rim_root=gpus.rim_root,
+                device_root=simulated_root(gpus.device_root_sha256),
+                rim_root=simulated_root(gpus.rim_root_sha256),
                 now=now,
                 rules=NvidiaRules(),
             ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +19,15 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("cloister")
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_they_were() -> Iterator[None]:
+    """The command line quietens a logger of its process; a test that calls it in this one leaves no trace."""
+    logger = logging.getLogger("cloister.attester")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
