@@ -57,6 +57,11 @@ ATTACKS: dict[str, tuple[str, int, str]] = {
         6,
         "every trust domain in the world",
     ),
+    "devices listed and none asked for": (
+        BASE + f'[hardware]\ndevice = ["{E32}"]\n',
+        BASE.count("\n") + 2,
+        "stands without [nvidia]",
+    ),
     "all PCRs any": (HEAD + TPM.replace(f'4 = ["{E32}"]', '4 = "any"'), 8, "whatever was booted"),
     "an empty list": (BASE.replace(f'mrtd = ["{A}"]', "mrtd = []"), 6, "mrtd is an empty list"),
     "an empty list of machines": (BASE + "[hardware]\nppid = []\n", 12, "ppid is an empty list"),

@@ -94,11 +94,12 @@ def appraise(
         expires = min(ends if keys_end is None else [*ends, keys_end])
         found(f"the result stands for {expires - now} s")
     claims = replace(claims, checks=trail.passed)
+    policy_digest = policy.digest
     seal = Appraised(
         keys,
         claims,
         key_material=bundle.key_material,
-        policy_digest=policy.digest,
+        policy_digest=policy_digest,
         verified_at=now,
         expires=expires,
         checks=trail.passed,
@@ -106,7 +107,7 @@ def appraise(
     return AttestationResult(
         keys=keys,
         claims=claims,
-        policy_digest=policy.digest,
+        policy_digest=policy_digest,
         verified_at=now,
         expires=expires,
         checks=trail.passed,

@@ -6,13 +6,25 @@ that an operator is known to guard keeps such quotes out, where roots, TCB and m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from cloister.appraisal.values import check_some
 from cloister.encoding import Record, from_hex
 from cloister.errors import AppraisalRefused, FormatError
+from cloister.evidence.bundle import TeeKind
 from cloister.verifier.claims import Claims
 from cloister.verifier.trail import Trail
 
 _SIZES = {"ppid": 16, "pck_sha256": 32, "chip_id": 64, "ek_sha256": 32}
+_SHOWN: Final[Mapping[TeeKind, tuple[str, ...]]] = {
+    "tdx": ("ppid", "pck_sha256"),
+    "sgx": ("ppid", "pck_sha256"),
+    "snp": ("chip_id",),
+    "az-snp-vtpm": ("chip_id", "ek_sha256"),
+    "tpm": ("ek_sha256",),
+}
+"""By what each kind of evidence can name its machine. What the host may hide counts as not listed."""
 
 
 class Hardware(Record, frozen=True, kw_only=True):
@@ -50,16 +62,22 @@ def judge_hardware(claims: Claims, hardware: Hardware | None, trail: Trail) -> N
     if hardware is None:
         return
     with trail.check(11, name="hardware allow-list") as found:
-        asked = [name for name in _SIZES if getattr(hardware, name) is not None and name in claims.hardware]
+        asked = [name for name in _SHOWN[claims.tee] if getattr(hardware, name) is not None]
         if not asked and any(getattr(hardware, name) is not None for name in _SIZES):
             raise AppraisalRefused(
                 f"the policy lists machines, but none by what {claims.tee} evidence shows",
-                todo=f"list it by {' or '.join(claims.hardware) or 'another kind of evidence'}",
+                todo=f"list it by {' or '.join(_SHOWN[claims.tee])}",
             )
         for name in asked:
-            if claims.hardware[name] not in getattr(hardware, name):
+            shown = claims.hardware.get(name)
+            if shown is None:
                 raise AppraisalRefused(
-                    f"{name} is {claims.hardware[name][:64]}, which the policy does not list",
+                    f"the policy lists machines by {name}, which this evidence does not show",
+                    todo="the host masked it, or its key names no machine: attest without the mask, under a VCEK",
+                )
+            if shown not in getattr(hardware, name):
+                raise AppraisalRefused(
+                    f"{name} is {shown[:64]}, which the policy does not list",
                     todo="this is another machine than those the owner guards",
                 )
         if asked:

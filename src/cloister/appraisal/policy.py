@@ -246,6 +246,11 @@ def _check_companions(policy: Policy) -> None:
                 "[nvidia] beside roots.simulated needs roots.simulated_device: hardware and simulation are never mixed",
                 todo="name the root of the simulated GPUs",
             )
+    if policy.hardware is not None and policy.hardware.device is not None and policy.nvidia is None:
+        raise FormatError(
+            "hardware.device stands without [nvidia], so no device would be asked for",
+            todo="add [nvidia] with the number of GPUs, or remove the list",
+        )
     if policy.tpm is not None and roots.simulated is not None:
         raise FormatError(
             "[tpm] stands beside roots.simulated: hardware and simulation are never mixed",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.appraisal.given import Given
-from cloister.errors import CloisterError, EndorsementError
+from cloister.errors import CloisterError, EndorsementError, NetworkError
 from cloister.evidence.bundle import TeeKind
 
 if TYPE_CHECKING:
@@ -117,6 +117,9 @@ def _asked(ask: Callable[[], bytes], offline: bool) -> bytes:
         if offline:
             return b""
         raise
+    except NetworkError as error:
+        todo = "try again later, give --endorsements, or say --offline to go on with what is at hand"
+        raise NetworkError(error.what, todo=todo) from None
 
 
 def _wanted(subject: Recognised, given: Given) -> _Wanted:

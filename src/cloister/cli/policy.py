@@ -80,7 +80,8 @@ def explain(
 @app.command("from-evidence")
 def from_evidence(
     evidence: Annotated[
-        str, typer.Argument(metavar="EVIDENCE", help="Evidence, told by its content; - for stdin.")
+        str,
+        typer.Argument(metavar="EVIDENCE", help="Evidence, told by its content; - for standard input."),
     ],
     endorsements: Annotated[
         list[str] | None,
@@ -96,7 +97,9 @@ def from_evidence(
     ] = None,
     at: Annotated[
         str | None,
-        typer.Option("--at", metavar="TIME", help="Verify as of this time: 2026-03-01 or Unix seconds."),
+        typer.Option(
+            "--at", metavar="TIME", help="Verify as of this time: 2026-03-01, …T12:00Z or Unix seconds."
+        ),
     ] = None,
     simulated_root: Annotated[
         str | None, typer.Option("--simulated-root", metavar="SHA256", help="The root of a SIMULATED TEE.")
@@ -195,8 +198,11 @@ def _plain(section: Section) -> dict[str, Any]:
 
 
 def _title(tee: str, simulated: bool, now: int, *, fresh: bool) -> str:
+    from cloister.cli.report_words import moment
+
     lines = [
-        f"Draft from genuine {tee} evidence, verified as of {now}; a start for review, not a recommendation.",
+        f"Draft from genuine {tee} evidence, verified as of {moment(now)}.",
+        "A start for review, not a recommendation.",
         "Genuine is not wanted: compare each digest with what you built before you trust it.",
         'Each "DECIDE: ..." is yours to replace; until then no command accepts this file.',
     ]
@@ -225,7 +231,7 @@ def _nonce(text: str | None) -> bytes | None:
     if text is None:
         return None
     try:
-        value = bytes.fromhex(text) if text.isascii() else b""
+        value = bytes.fromhex(text.removeprefix("0x")) if text.isascii() else b""
     except ValueError:
         value = b""
     if len(value) != 32:

@@ -21,6 +21,8 @@ MAX_TEXT: Final = 4096
 """Characters of one value."""
 MAX_LINES: Final = 512
 """Lines of one section."""
+NO_END: Final = 253402300799
+"""9999-12-31 23:59:59 UTC, Unix seconds."""
 Tone = Literal["", "good", "warn", "bad"]
 
 TEES: Final[Mapping[str, str]] = {
@@ -143,6 +145,11 @@ def moment(seconds: int) -> str:
         return f"{seconds} (Unix seconds)"
 
 
+def _end(seconds: int) -> str:
+    """When something ends; certificates without an end name the last second that X.509 can (RFC 5280, 4.1.2.5)."""
+    return "never: its certificates name no end" if seconds >= NO_END else moment(seconds)
+
+
 def line(name: str, value: object, meaning: str = "", tone: Tone = "") -> Line:
     """A line with inert texts; ``bytes`` are shown in hexadecimal, mappings and sequences are not taken."""
     text = value.hex() if isinstance(value, bytes) else str(value)
@@ -260,7 +267,7 @@ def _claims(claims: Claims, examination: Examination) -> list[Section]:
         )
     firmware += [
         line("endorsements issued", moment(claims.issued_at)),
-        line("endorsements end", moment(claims.collateral_expires), "after this, fetch them again"),
+        line("endorsements end", _end(claims.collateral_expires), "after this, fetch them again"),
     ]
     if claims.details.get("revocation"):
         unchecked = claims.details["revocation"] != "checked"
@@ -320,7 +327,7 @@ def _device(number: int, device: DeviceClaims) -> Section:
         line("measurements that match", device.matched),
         line("measurements that differ", differing, "", "bad" if device.differing else ""),
         line("revocation", device.revocation, "", "good" if device.revocation == "checked" else "warn"),
-        line("endorsements end", moment(device.expires)),
+        line("endorsements end", _end(device.expires)),
         *(line(name, value) for name, value in device.details.items()),
     ]
     return section(f"{'GPU' if device.kind == 'gpu' else 'Switch'} {number}", lines)

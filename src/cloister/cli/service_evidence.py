@@ -64,12 +64,12 @@ async def _ask(question: httpx2.Request, transport: httpx2.AsyncBaseTransport, d
                 await answer.aclose()
     except TimeoutError:
         raise NetworkError(
-            f"{question.url.host} did not finish its answer in {deadline:.0f} s", todo="try again"
+            f"{_shown(question.url)} did not finish its answer in {deadline:.0f} s", todo="try again"
         ) from None
     except httpx2.HTTPError as error:
         detail = "".join(char if char.isprintable() else "?" for char in str(error)[:200])
         raise NetworkError(
-            f"{question.url.host} does not answer ({type(error).__name__}: {detail})",
+            f"{_shown(question.url)} does not answer ({type(error).__name__}: {detail})",
             todo="check the address and that it runs",
         ) from None
 
@@ -110,6 +110,11 @@ def _origin(address: str) -> httpx2.URL:
             f"{url.host} is asked over plain http", todo="use https; plain http is for this machine alone"
         )
     return url.copy_with(raw_path=b"/", fragment=None)
+
+
+def _shown(url: httpx2.URL) -> str:
+    """Host, and the port where one was given."""
+    return url.netloc.decode("ascii", "replace")
 
 
 def _on_this_machine(host: str) -> bool:

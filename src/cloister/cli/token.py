@@ -25,7 +25,8 @@ app = typer.Typer(
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AtOption = Annotated[
-    str | None, typer.Option("--at", metavar="TIME", help="As of this time: 2026-03-01 or Unix seconds.")
+    str | None,
+    typer.Option("--at", metavar="TIME", help="As of this time: 2026-03-01, …T12:00Z or Unix seconds."),
 ]
 AudienceOption = Annotated[str | None, typer.Option("--audience", help="Whom the token is meant for.")]
 AskedOption = Annotated[
