@@ -15,7 +15,7 @@ from cloister.appraisal.examination import Examination, examine
 from cloister.appraisal.given import Given, gather
 from cloister.appraisal.policy import Policy, load_policy
 from cloister.encoding import b64url_encode
-from cloister.endorsements.amd import parse_snp_endorsements
+from cloister.endorsements.amd import endorsements_for, parse_snp_endorsements
 from cloister.errors import (
     EXIT_POLICY,
     EXIT_VERIFICATION,
@@ -367,7 +367,6 @@ def test_a_policy_cannot_accept_what_is_not_a_tee() -> None:
 
 
 GIVEN_REFUSED = {
-    "a chip without its chain": (("virtee-sev/vcek_milan.der",), "is not given"),
     "two chips": (("virtee-sev/vcek_milan.der", "coco-trustee/snp/test-vcek.der"), "two SEV-SNP chips"),
     "two collaterals": (
         ("phala-dcap-qvl/quote_collateral.json", "phala-dcap-qvl/sgx_quote_collateral.json"),
@@ -383,6 +382,13 @@ def test_endorsements_that_cannot_be_meant_are_refused(name: str) -> None:
     names, part = GIVEN_REFUSED[name]
     with pytest.raises(UsageError, match=part):
         given(*names)
+
+
+def test_a_chips_certificate_alone_is_completed_from_the_package() -> None:
+    document = given("virtee-sev/vcek_milan.der").snp
+    assert parse_snp_endorsements(document) == endorsements_for(
+        vectors("virtee-sev/vcek_milan.der").read_bytes()
+    )
 
 
 def test_certificates_and_a_list_become_one_document() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cloister.endorsements.amd import SnpEndorsements, encode_snp_endorsements
+from cloister.endorsements.amd import SnpEndorsements, encode_snp_endorsements, vendor_intermediates
 from cloister.endorsements.nvidia import NvidiaEndorsements, encode_nvidia_endorsements
 from cloister.endorsements.roots import AMD_ROOTS, vendor_certificate
 from cloister.endorsements.x509 import common_name, read_certificate, read_revocation_list
@@ -87,7 +87,7 @@ def gather(files: Sequence[Recognised]) -> Given:
 
 
 def _snp(certificates: Sequence[bytes], crls: Sequence[bytes]) -> bytes:
-    """VCEK or VLEK with the chain that its issuer's name leads to; AMD's own root where none was given."""
+    """VCEK or VLEK with the chain that its issuer's name leads to; AMD's own ASK, ASVK and ARK where none were given."""
     parsed = [read_certificate(der) for der in certificates]
     leaves = {
         certificate.der: certificate for certificate in parsed if certificate.common_name in _SNP_LEAVES
@@ -97,7 +97,9 @@ def _snp(certificates: Sequence[bytes], crls: Sequence[bytes]) -> bytes:
     if len(leaves) > 1:
         raise UsageError("certificates of two SEV-SNP chips are given", todo="give the one of this report")
     (leaf,) = leaves.values()
-    by_subject = {certificate.subject: certificate for certificate in parsed}
+    # AMD's intermediates are package data; what was given goes first.
+    shipped = [read_certificate(der) for root in AMD_ROOTS for der in vendor_intermediates(root.sha256)]
+    by_subject = {certificate.subject: certificate for certificate in [*shipped, *parsed]}
     intermediate = by_subject.get(leaf.issuer)
     if intermediate is None:
         raise UsageError(

@@ -29,6 +29,7 @@ DEFAULT_LIFE: Final = 3600
 """Seconds that an answer without ``nextUpdate`` stands."""
 _OCSP_SIGNING: Final = "1.3.6.1.5.5.7.3.9"
 _EXTENDED_KEY_USAGE: Final = "2.5.29.37"
+_DIGITAL_SIGNATURE: Final = 0
 _UNDERSTOOD: Final = frozenset({BASIC_CONSTRAINTS, KEY_USAGE, _EXTENDED_KEY_USAGE})
 _HASHES: Final = ("sha1", "sha256", "sha384", "sha512")
 _SIGNING_HASHES: Final = ("sha256", "sha384", "sha512")
@@ -184,7 +185,7 @@ def _may_answer(responder: Certificate) -> bool:
     if any(one.critical and name not in _UNDERSTOOD for name, one in responder.extensions.items()):
         return False
     usage = responder.extensions.get(_EXTENDED_KEY_USAGE)
-    if usage is None or responder.is_authority:
+    if usage is None or responder.is_authority or not responder.may(_DIGITAL_SIGNATURE):
         return False
     purposes = Der(usage.value, "responder's key usage").enter(SEQUENCE)
     found = False
