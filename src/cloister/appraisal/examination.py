@@ -69,7 +69,7 @@ _NO_EVIDENCE: Final[Mapping[str, str]] = {
     "launch-log": "a log, which proves nothing by itself",
 }
 _NO_TEE: Final = ("nvidia-evidence", "spdm-report", "rim")
-_TODO: Final[Mapping[str, str]] = {
+_NEXT_STEP: Final[Mapping[str, str]] = {
     "policy": "check it with `cloister policy check`; give it here as --policy",
     "public-key": "a token's key is given as --ear KEY",
     "ear-claims": "give the signed token (three parts with dots between)",
@@ -126,7 +126,7 @@ def examine(subject: Recognised, asked: Asked) -> Examination:
     if subject.kind in _NO_EVIDENCE:
         raise UsageError(
             f"this is {_NO_EVIDENCE[subject.kind]} ({subject.what})",
-            todo=_TODO.get(subject.kind, "give the evidence, and this beside it as --endorsements"),
+            todo=_NEXT_STEP.get(subject.kind, "give the evidence, and this beside it as --endorsements"),
         )
     found, error = Found(), None
     try:

@@ -83,7 +83,7 @@ def options(
     if context.invoked_subcommand is None:
         return
     context.obj = {
-        "cache": cache or _default_cache(),
+        "cache": cache or default_cache(),
         "services": Services(**chosen, intel_evaluation_number=evaluation, allow_http=allow_http),
         "offline": offline,
         "refresh": refresh,
@@ -253,7 +253,7 @@ def _fetcher(context: typer.Context, *, quiet: bool) -> AbstractContextManager[F
     )
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (named if named.is_absolute() else Path.home() / ".cache") / "cloister" / "endorsements"
 

@@ -95,13 +95,13 @@ def _fetcher(
     cache: Path | None,
     transport: httpx2.BaseTransport | None,
 ) -> Fetcher:
-    from cloister.cli.endorsements import _default_cache
+    from cloister.cli.endorsements import default_cache
     from cloister.endorsements.cache import Cache
     from cloister.endorsements.fetch import Fetcher
     from cloister.endorsements.services import Services
 
     return Fetcher(
-        cache=Cache(cache or _default_cache()) if now is None or offline else None,
+        cache=Cache(cache or default_cache()) if now is None or offline else None,
         services=Services(intel=pccs.rstrip("/")) if pccs else Services(),
         offline=offline,
         transport=transport,

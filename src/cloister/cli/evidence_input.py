@@ -68,3 +68,30 @@ def _read_file(name: str, limit: int) -> bytes:
                 f"{inert(name, limit=256)} is {what}", todo="name a file; for a pipe give - and redirect it"
             )
         return file.read(limit + 1)
+
+
+def read_logs(name: str | None) -> tuple[bytes, bytes]:
+    """The log named by ``--event-log``: as a launch or dstack log, or as a firmware log; the other one is empty."""
+    if name is None:
+        return b"", b""
+    log = recognise(read_input(name))
+    if log.kind == "event-log":
+        return b"", log.data
+    if log.kind in ("launch-log", "dstack-log"):
+        return log.data, b""
+    raise UsageError(f"--event-log is {log.what}, no event log", todo="give the log that came with the quote")
+
+
+def parse_nonce(text: str | None) -> bytes | None:
+    """The 32 bytes of ``--nonce``. Raises :class:`~cloister.errors.UsageError`."""
+    if text is None:
+        return None
+    try:
+        value = bytes.fromhex(text.removeprefix("0x")) if text.isascii() else b""
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise UsageError(
+            "--nonce is not 64 hexadecimal digits", todo="give the nonce that the evidence answers"
+        )
+    return value

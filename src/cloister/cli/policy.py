@@ -128,18 +128,18 @@ def from_evidence(
     from cloister.appraisal.draft_observed import draft_for_review
     from cloister.appraisal.given import gather
     from cloister.appraisal.observation import NamedRoots, observe
-    from cloister.cli.evidence_input import read_input, recognise_files
+    from cloister.cli.evidence_input import parse_nonce, read_input, read_logs, recognise_files
     from cloister.cli.verify import parse_time
     from cloister.evidence.recognise import recognise
 
     now = int(time.time()) if at is None else parse_time(at)
-    launch, firmware = _logs(event_log)
+    launch, firmware = read_logs(event_log)
     claims = observe(
         recognise(read_input(evidence)),
         roots=NamedRoots(simulated_root, simulated_device_root, simulated_rim_root, tpm_root),
         now=now,
         given=gather(recognise_files(endorsements)),
-        nonce=_nonce(nonce),
+        nonce=parse_nonce(nonce),
         event_log=launch,
         firmware_log=firmware,
     )
@@ -211,34 +211,6 @@ def _title(tee: str, simulated: bool, now: int, *, fresh: bool) -> str:
     if simulated:
         lines.append("SIMULATED TEE: no hardware protects what this policy accepts.")
     return "\n".join(lines)
-
-
-def _logs(name: str | None) -> tuple[bytes, bytes]:
-    from cloister.cli.evidence_input import read_input
-    from cloister.evidence.recognise import recognise
-
-    if name is None:
-        return b"", b""
-    log = recognise(read_input(name))
-    if log.kind == "event-log":
-        return b"", log.data
-    if log.kind in ("launch-log", "dstack-log"):
-        return log.data, b""
-    raise UsageError(f"--event-log is {log.what}, no event log", todo="give the log that came with the quote")
-
-
-def _nonce(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    try:
-        value = bytes.fromhex(text.removeprefix("0x")) if text.isascii() else b""
-    except ValueError:
-        value = b""
-    if len(value) != 32:
-        raise UsageError(
-            "--nonce is not 64 hexadecimal digits", todo="give the nonce that the evidence answers"
-        )
-    return value
 
 
 def _write(path: Path, text: str) -> None:

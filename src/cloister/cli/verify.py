@@ -87,7 +87,7 @@ def command(
     from cloister.appraisal.given import gather
     from cloister.channel.transport import fresh_nonce
     from cloister.cli.endorsements_at_hand import at_hand
-    from cloister.cli.evidence_input import read_input, recognise_files
+    from cloister.cli.evidence_input import parse_nonce, read_input, read_logs, recognise_files
     from cloister.cli.report_words import Origin, inert, report_of
     from cloister.cli.service_evidence import ask_service, is_address
     from cloister.evidence.recognise import recognise
@@ -96,8 +96,8 @@ def command(
     now = clock if at is None else parse_time(at)
     loaded, policy_sha256 = _policy(policy)
     given = gather(recognise_files(endorsements))
-    event, firmware = _logs(event_log)
-    drawn = _nonce(nonce)
+    event, firmware = read_logs(event_log)
+    drawn = parse_nonce(nonce)
     if is_address(source):
         if drawn is not None or at is not None:
             raise UsageError(
@@ -187,32 +187,3 @@ def _policy(path: Path | None) -> tuple[Policy | None, str]:
     except UnicodeDecodeError:
         raise PolicyError(f"{path} is not UTF-8 text", todo="is it a policy?") from None
     return load_policy(text, name=str(path)), hashlib.sha256(data).hexdigest()
-
-
-def _nonce(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    try:
-        value = bytes.fromhex(text.removeprefix("0x")) if text.isascii() else b""
-    except ValueError:
-        value = b""
-    if len(value) != 32:
-        raise UsageError(
-            "--nonce is not 64 hexadecimal digits", todo="give the nonce that the evidence answers"
-        )
-    return value
-
-
-def _logs(name: str | None) -> tuple[bytes, bytes]:
-    """Launch or dstack log, and firmware log."""
-    if name is None:
-        return b"", b""
-    from cloister.cli.evidence_input import read_input
-    from cloister.evidence.recognise import recognise
-
-    log = recognise(read_input(name))
-    if log.kind == "event-log":
-        return b"", log.data
-    if log.kind in ("launch-log", "dstack-log"):
-        return log.data, b""
-    raise UsageError(f"--event-log is {log.what}, no event log", todo="give the log that came with the quote")
