@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from datetime import UTC, datetime
 
 from cloister.endorsements.intel import parse_collateral
 from cloister.endorsements.pck import PckIdentity, read_pck
@@ -23,7 +22,7 @@ from cloister.evidence.tdx import TdReport
 from cloister.verifier.claims import Claims
 from cloister.verifier.dcap import Verdict, run_dcap
 from cloister.verifier.rules import TCB_STATUSES, IntelRules
-from cloister.verifier.trail import Trail
+from cloister.verifier.trail import Trail, day
 
 MAX_TIME = 1 << 40
 _TD_FIELDS = (
@@ -105,7 +104,7 @@ def _window(verdict: Verdict, now: int, trail: Trail) -> None:
             raise EndorsementError(
                 f"collateral expired at {verdict.expires} (now is {now})", todo="fetch the collateral again"
             )
-        found(f"issued {_date(verdict.issued_at)}, expires {_date(verdict.expires)}")
+        found(f"issued {day(verdict.issued_at)}, expires {day(verdict.expires)}")
 
 
 def _same_reading(quote: Quote, verdict: Verdict, trail: Trail) -> PckIdentity:
@@ -225,11 +224,3 @@ def _announce(root: Root) -> None:
             "never use this for real data.",
             root.sha256,
         )
-
-
-def _date(seconds: int) -> str:
-    """For people: a day of the UTC calendar."""
-    try:
-        return datetime.fromtimestamp(seconds, tz=UTC).date().isoformat()
-    except (OverflowError, ValueError, OSError):
-        return str(seconds)

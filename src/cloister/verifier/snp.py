@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -31,7 +30,7 @@ from cloister.verifier.amd_chain import (
 )
 from cloister.verifier.certificates import public_key, verify_ecdsa
 from cloister.verifier.claims import Claims
-from cloister.verifier.trail import Trail
+from cloister.verifier.trail import Trail, day
 
 MAX_TIME: Final = 1 << 40
 
@@ -80,7 +79,7 @@ def verify(
     # 6. Every certificate, and the revocation list, hold at `now`.
     with trail.check(6) as found:
         issued, expires = check_dates(chain, now=now)
-        found(f"issued {_date(issued)}, expires {_date(expires)}")
+        found(f"issued {day(issued)}, expires {day(expires)}")
     # 7. Signatures from the root down to the report, and nothing of it revoked.
     with trail.check(7):
         verify_chain(chain, roots)
@@ -91,7 +90,7 @@ def verify(
     with trail.check(7) as found:
         _verify_report(parsed, chain)
         parsed = _read_as(report, parsed, chain)
-        revocation = "revocation was NOT checked" if listed is None else f"list of {_date(listed[0])}"
+        revocation = "revocation was NOT checked" if listed is None else f"list of {day(listed[0])}"
         found(
             f"{chain.root.common_name}, {chain.intermediate.common_name}, {chain.kind.upper()}; {revocation}"
         )
@@ -214,11 +213,3 @@ def _announce(root: Root) -> None:
             "never use this for real data.",
             root.sha256,
         )
-
-
-def _date(seconds: int) -> str:
-    """For people: a day of the UTC calendar."""
-    try:
-        return datetime.fromtimestamp(seconds, tz=UTC).date().isoformat()
-    except (OverflowError, ValueError, OSError):
-        return str(seconds)

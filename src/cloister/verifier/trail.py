@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from cloister.errors import CloisterError
@@ -79,3 +80,11 @@ class Trail:
         """Remember that ``error`` ended it at ``number``; the innermost word stands."""
         if self.stopped is None:
             self.stopped = (number, error)
+
+
+def day(seconds: int) -> str:
+    """For people: a day of the UTC calendar, or the number where no calendar has it."""
+    try:
+        return datetime.fromtimestamp(seconds, tz=UTC).date().isoformat()
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
