@@ -1,7 +1,7 @@
 # make demo   a sealed question to a sealed model, as separate processes on this machine
 # make test   everything that CI runs: lint, types, layers, unit, property, vectors, contracts, scenarios
 # make test-browser   other people's packages in a real Chromium ask our gateway; slow lane, not part of make test
-# make bench  what verification costs, attestation under load, sealed against plain; each in one run
+# make bench  what verification costs, attestation under load, sealed against plain, the key broker; each in one run
 # make fuzz   the properties and parsers with many more examples (EXAMPLES=5000), bounded to half an hour
 # Each does its own set-up, and is quick the second time.
 
@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 QUESTION ?=
 EXAMPLES ?= 5000
 PYTEST_ARGS ?=
+# Each file's tests in one process, as many processes as there are cores.
+PARALLEL := -n auto --dist loadfile
 # A virtual environment does not survive being moved or copied: then it is set up again.
 MOVED := $(shell [ "$$(cat $(VENV)/.made-at 2>/dev/null)" = "$$(pwd -P)" ] || echo moved)
 
@@ -40,10 +42,10 @@ lint: $(VENV)/.test-ready
 	@$(BIN)/lint-imports
 
 unit: $(VENV)/.test-ready
-	@$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+	@$(BIN)/pytest tests/unit $(PARALLEL) $(PYTEST_ARGS)
 
 test: lint
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-browser: $(VENV)/.browser-ready
 	@$(BIN)/pytest tests/browser -m browser $(PYTEST_ARGS)
@@ -52,6 +54,7 @@ bench: $(VENV)/.test-ready
 	@$(BIN)/python benchmarks/verification.py
 	@$(BIN)/python benchmarks/attestation_load.py
 	@$(BIN)/python benchmarks/sealed_vs_plain.py
+	@$(BIN)/python benchmarks/key_broker.py
 
 fuzz: $(VENV)/.test-ready
 	@CLOISTER_EXAMPLES=$(EXAMPLES) timeout 1800 $(BIN)/pytest tests/property tests/unit tests/vectors --timeout 1800 -m "not npm" $(PYTEST_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -23,15 +24,18 @@ settings.load_profile("cloister")
 
 @pytest.fixture(autouse=True)
 def _loggers_as_they_were() -> Iterator[None]:
-    """The command line quietens a logger of its process; a test that calls it in this one leaves no trace."""
+    """The command line quietens a logger of its process; a test or a fixture that calls it in this one leaves no trace."""
     logger = logging.getLogger("cloister.attester")
-    before = logger.level
+    logger.setLevel(logging.NOTSET)
     yield
-    logger.setLevel(before)
+    logger.setLevel(logging.NOTSET)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if MISSING:
-        names = ", ".join(sorted(MISSING))
+    # From the reports, which come from every process that ran tests.
+    reasons = [str(report.longrepr) for report in terminalreporter.getreports("skipped")]
+    found = {name for reason in reasons for name in re.findall(f"([^ ']+) {MISSING} ", reason)}
+    if found:
+        names = ", ".join(sorted(found))
         terminalreporter.section("NOT RUN", red=True)
         terminalreporter.line(f"Not found below {SHARED}, so tests on captured data did not run: {names}")

@@ -13,7 +13,7 @@ import pytest
 
 _PROJECT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CLOISTER_SHARED") or _PROJECT / ".." / "shared").resolve()
-MISSING: set[str] = set()
+MISSING = "is missing below"
 
 
 def shared(relative: str) -> Path:
@@ -21,10 +21,10 @@ def shared(relative: str) -> Path:
     path = SHARED / relative
     if path.exists():
         return path
-    MISSING.add(relative)
+    reason = f"{relative} {MISSING} {SHARED}: set CLOISTER_SHARED"
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{relative} is missing below {SHARED}: set CLOISTER_SHARED", pytrace=False)
-    pytest.skip(f"{relative} is missing below {SHARED}: set CLOISTER_SHARED", allow_module_level=True)
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason, allow_module_level=True)
 
 
 def vectors(relative: str) -> Path:

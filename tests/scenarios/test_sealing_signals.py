@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 CLOISTER = (sys.executable, "-c", "from cloister.cli import main; main()")
+# Below nohup every process ignores SIGHUP, and the command then leaves it so.
+AS_USUAL = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+STOPPABLE = (sys.executable, "-c", AS_USUAL + CLOISTER[-1])
 SIZE = 192 << 20
 
 
@@ -28,7 +31,7 @@ def test_an_unseal_that_is_stopped_by_a_signal_leaves_no_plaintext(tmp_path: Pat
     signer = json.loads(made.stdout)["signer"]
     unseal = ("unseal", sealed, *keys, "--signer", signer, "--out", clear, "--workers", "1", "--json")
     quiet = subprocess.DEVNULL
-    unsealing = subprocess.Popen((*CLOISTER, *unseal), stdout=quiet, stderr=quiet)
+    unsealing = subprocess.Popen((*STOPPABLE, *unseal), stdout=quiet, stderr=quiet)
     deadline = time.monotonic() + 60
     while not list(Path(clear).glob(".*/large")) and time.monotonic() < deadline:
         time.sleep(0.001)
