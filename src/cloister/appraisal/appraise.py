@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from cloister.appraisal.devices import appraise_devices
 from cloister.appraisal.dispatch import judge_platform, judge_workload, verify_evidence
 from cloister.appraisal.policy import Policy
 from cloister.appraisal.result import Appraised, AttestationResult
 from cloister.errors import AppraisalRefused, EvidenceError
-from cloister.evidence.binding import check_binding, check_nonce, device_nonce
+from cloister.evidence.binding import BatchedBinding, Binding, check_bound
 from cloister.evidence.bundle import EvidenceBundle
 from cloister.verifier.logs import replay_logs
 from cloister.verifier.trail import Trail
 
 K = TypeVar("K")
+_OURS: Final = BatchedBinding()
 
 
 def appraise(
@@ -34,20 +35,22 @@ def appraise(
     not_after: Callable[[K], int | None],
     collateral: bytes | None = None,
     device_collateral: bytes | None = None,
+    binding: Binding = _OURS,
     trail: Trail | None = None,
 ) -> AttestationResult[K]:
     """Appraise ``bundle`` as the answer to ``nonce`` (32 bytes) at ``now`` (Unix seconds).
 
     ``decode`` turns the bound key material into its type, ``not_after`` says when those keys end (Unix seconds, or
     None where they have no end of their own). ``collateral`` and ``device_collateral`` replace the endorsements that
-    the bundle carries, for instance from a cache. ``trail`` remembers the checks for whoever shows them.
+    the bundle carries, for instance from a cache. ``binding`` is how the evidence ties nonce and keys together: the caller
+    knows, because the caller asked. ``trail`` remembers the checks for whoever shows them.
     Raises the errors of the checks: all of them are :class:`~cloister.errors.CloisterError`.
     """
     trail = Trail() if trail is None else trail
-    # 1. The evidence answers this nonce (the root it leads to is compared with the quote in 12).
+    # 1. The evidence answers this nonce (what it then has to carry is compared with the quote in 12).
     with trail.check(1) as found:
-        nonce_root = check_nonce(bundle, nonce)
-        found(f"leaf {bundle.nonce_proof.index} of {bundle.nonce_proof.size}")
+        bound = binding.bind(bundle, nonce)
+        found(bound.found)
     # 2. The policy accepts this kind of TEE at all.
     with trail.check(2) as found:
         if bundle.tee not in policy.tees:
@@ -65,7 +68,7 @@ def appraise(
     judge_platform(claims, policy, trail)
     # 12. Its report data binds the nonce, the keys and the device evidence of this very bundle.
     with trail.check(12) as found:
-        check_binding(bundle, nonce_root, claims.report_data)
+        check_bound(bound, claims.report_data)
         found(f"report data {claims.report_data.hex()[:16]}…")
     # 13. The event logs, where there are any, replay to the quoted registers; only then their events are claims.
     with trail.check(13) as found:
@@ -79,7 +82,7 @@ def appraise(
         claims,
         bundle.device_evidence,
         bundle.device_endorsements if device_collateral is None else device_collateral,
-        nonce=device_nonce(nonce_root, bundle.key_material),
+        nonce=bound.device_nonce,
         policy=policy,
         now=now,
         trail=trail,
