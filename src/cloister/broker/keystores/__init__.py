@@ -1,16 +1,63 @@
-"""Key stores: who holds the key-encryption key under which data keys are wrapped."""
+"""Key stores: who holds the key-encryption keys under which the broker's data keys are wrapped.
+
+One Protocol over all of them. A key-encryption key never leaves its store; what it wraps is short (a data key that the
+broker's own state key has already wrapped), so no store alone can read a resource, and without its store nobody can.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+MAX_PLAINTEXT = 128
+"""Bytes that a store is asked to wrap at the most."""
+AAD_SIZE = 32
+
+KeyState = Literal["active", "retired", "destroyed"]
+"""active wraps and unwraps, retired only unwraps, destroyed does neither, ever again."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDescription:
+    """One version of a key-encryption key. ``created`` in Unix seconds."""
+
+    id: str
+    version: int
+    algorithm: str
+    owner: str
+    created: int
+    state: KeyState
 
 
 class Keystore(Protocol):
-    """Wraps 32-byte data keys. ``aad`` names the one record that the data key is for.
+    """Key-encryption keys by id (``A-Z a-z 0-9 . _ -``, 1 to 64), each with versions 1, 2, 3 …
 
-    Both raise :class:`~cloister.errors.KeystoreError`; ``unwrap`` also when ``aad`` is another record's.
+    ``aad`` (32 bytes) names the one record that the plaintext is for; a store whose algorithm takes none binds it otherwise.
+    Every method raises :class:`~cloister.errors.KeystoreError`: for an unknown or destroyed key, a wrap that does not
+    authenticate or belongs to another ``aad`` or key. When the store cannot be reached it raises
+    :class:`~cloister.errors.KeystoreUnavailable`, and nothing has changed.
     """
 
-    def wrap(self, data_key: bytes, aad: bytes) -> bytes: ...
+    def generate(self, key: str, *, owner: str, now: int) -> KeyDescription:
+        """Make a key: its version 1, active. Refuses an id that exists."""
+        ...
 
-    def unwrap(self, wrapped: bytes, aad: bytes) -> bytes: ...
+    def rotate(self, key: str, *, now: int) -> KeyDescription:
+        """Make the next version, active from now on; the ones before are retired."""
+        ...
+
+    def wrap(self, key: str, plaintext: bytes, aad: bytes) -> bytes:
+        """``plaintext`` (1 to 128 bytes) under the active version: 4 bytes of its number, then the store's own form."""
+        ...
+
+    def unwrap(self, key: str, wrapped: bytes, aad: bytes) -> bytes:
+        """Undo :meth:`wrap`, by the version that it names, if that is not destroyed."""
+        ...
+
+    def describe(self, key: str) -> tuple[KeyDescription, ...]:
+        """Every version, oldest first. Raises for an unknown id."""
+        ...
+
+    def destroy(self, key: str, version: int) -> KeyDescription:
+        """Shred one version, active or retired; what only it wrapped is lost for good."""
+        ...

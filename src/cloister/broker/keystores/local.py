@@ -1,7 +1,8 @@
-"""The local key store, laptop mode: a state key under a passphrase (docs/spec/broker-state.md).
+"""The embedded key store: key-encryption keys as records of the broker's own state, sealed under its state key.
 
-The passphrase comes from a file that only its owner can read, never from an argument or the environment. Whoever
-runs the broker knows it, so this mode protects a lost disk, not an owner from the operator.
+Each key is one record whose body holds every version; a destroyed version's bytes are gone from it, and from the database's
+pages (SQLite's ``secure_delete``). It protects as far as the state key does; a store of its own (an HSM, a cloud's
+service) lets an owner end what the broker can open.
 """
 
 from __future__ import annotations
@@ -9,138 +10,198 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from cloister.encoding import labelled_hash
-from cloister.errors import KeystoreError, UsageError
-from cloister.sealing.descriptors import read_private
+from cloister.broker.audit import Fact
+from cloister.broker.journal import Journal
+from cloister.broker.keystores import KeyDescription, KeyState
+from cloister.broker.keystores.versions import (
+    MAX_VERSIONS,
+    check_aad,
+    check_id,
+    check_new,
+    check_plaintext,
+)
+from cloister.broker.state_key import StateKey, seal, unseal
+from cloister.broker.transaction import Transaction
+from cloister.encoding import Record, decode_json, encode_json, labelled_hash
+from cloister.errors import FormatError, KeystoreError
 
-FORMAT: Final = "cloister/broker-state/v1"
-STATE_KEY_LABEL = "cloister/broker-state-key/v1"
-KEY_SIZE = 32
-SALT_SIZE = 16
-NONCE_SIZE = 12
-SEALED_KEY_SIZE = NONCE_SIZE + KEY_SIZE + 16
-MIN_PASSPHRASE = 12
-MAX_PASSPHRASE = 1024
+FORMAT: Final = "cloister/local-key/v1"
+SEAL_LABEL: Final = "cloister/local-keystore/v1"
+RECORD_LABEL: Final = "cloister/local-key-record/v1"
+ALGORITHM: Final = "AES-256-GCM"
+KEY_SIZE: Final = 32
+MAX_RECORD: Final = 1 << 20
 
-Entropy = Callable[[int], bytes]
+
+class KeyVersion(Record, frozen=True, kw_only=True):
+    """One version in a key's record; ``key`` is empty when it was destroyed."""
+
+    version: int
+    created: int
+    state: KeyState
+    key: bytes
+
+
+class LocalKey(Record, frozen=True, kw_only=True):
+    """A key's record, before it is sealed."""
+
+    format: Literal["cloister/local-key/v1"] = FORMAT
+    owner: str
+    versions: tuple[KeyVersion, ...]
+
+    def __repr__(self) -> str:
+        return f"LocalKey(owner={self.owner!r}, versions={len(self.versions)})"
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What one guess at the passphrase costs (Argon2id, RFC 9106)."""
-
-    iterations: int = 3
-    lanes: int = 4
-    memory_kib: int = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class SealedStateKey:
-    """The state key at rest: what the ``state`` table holds."""
-
-    salt: bytes
-    cost: Cost
-    wrapped: bytes
+class _Opened:
+    record: int
+    key: LocalKey
 
 
 class LocalKeystore:
-    """Wraps data keys under the state key, which lives in this process's memory."""
+    """A :class:`~cloister.broker.keystores.Keystore` over the broker's journal."""
 
-    def __init__(self, state_key: bytes, *, entropy: Entropy = os.urandom) -> None:
-        if len(state_key) != KEY_SIZE:
-            raise KeystoreError(f"a state key is {KEY_SIZE} bytes, not {len(state_key)}")
-        self._seal = AESGCM(state_key)
+    def __init__(
+        self, journal: Journal, state_key: StateKey, *, entropy: Callable[[int], bytes] = os.urandom
+    ) -> None:
+        self._journal = journal
+        self._cipher = state_key.cipher(SEAL_LABEL)
         self._entropy = entropy
 
     def __repr__(self) -> str:
         return "LocalKeystore()"
 
-    def wrap(self, data_key: bytes, aad: bytes) -> bytes:
-        """nonce (12) ‖ AES-256-GCM: 60 bytes."""
-        return seal(self._seal, data_key, aad, self._entropy)
+    def generate(self, key: str, *, owner: str, now: int) -> KeyDescription:
+        check_new(key, owner, now)
 
-    def unwrap(self, wrapped: bytes, aad: bytes) -> bytes:
-        if len(wrapped) != SEALED_KEY_SIZE:
-            raise KeystoreError(f"a wrapped key is {SEALED_KEY_SIZE} bytes, not {len(wrapped)}")
-        return unseal(self._seal, wrapped, aad)
+        def work(transaction: Transaction) -> KeyDescription:
+            if transaction.version("key", key):
+                raise KeystoreError(f"there is a key {key} already", todo="rotate it, or choose another id")
+            first = KeyVersion(version=1, created=now, state="active", key=self._entropy(KEY_SIZE))
+            return self._store(transaction, key, LocalKey(owner=owner, versions=(first,)), "made")
 
+        return self._journal.transact(work)
 
-def create_state_key(passphrase: bytes, *, cost: Cost, entropy: Entropy) -> tuple[SealedStateKey, bytes]:
-    """A fresh state key and its form at rest."""
-    state_key, salt = entropy(KEY_SIZE), entropy(SALT_SIZE)
-    cipher = AESGCM(_passphrase_key(passphrase, salt, cost))
-    return SealedStateKey(salt, cost, seal(cipher, state_key, _header(salt, cost), entropy)), state_key
+    def rotate(self, key: str, *, now: int) -> KeyDescription:
+        def work(transaction: Transaction) -> KeyDescription:
+            found = self._open(transaction, key)
+            if len(found.versions) >= MAX_VERSIONS:
+                raise KeystoreError(
+                    f"the key {key} has {MAX_VERSIONS} versions", todo="use another repository"
+                )
+            before = tuple(_in_state(one, "retired") for one in found.versions)
+            new = KeyVersion(
+                version=len(before) + 1, created=now, state="active", key=self._entropy(KEY_SIZE)
+            )
+            return self._store(
+                transaction, key, LocalKey(owner=found.owner, versions=(*before, new)), "rotated"
+            )
 
+        return self._journal.transact(work)
 
-def open_state_key(sealed: SealedStateKey, passphrase: bytes) -> bytes:
-    """The state key. Raises :class:`KeystoreError` on a wrong passphrase or an altered state."""
-    cost = sealed.cost
-    bounds = ((cost.iterations, 1, 16), (cost.lanes, 1, 16), (cost.memory_kib, 8 * 1024, 1024 * 1024))
-    if any(not low <= value <= high for value, low, high in bounds) or len(sealed.salt) != SALT_SIZE:
-        raise KeystoreError(
-            "the state's passphrase parameters are out of their bounds",
-            todo="this is not a state that `cloister broker` wrote; restore a backup",
+    def destroy(self, key: str, version: int) -> KeyDescription:
+        def work(transaction: Transaction) -> KeyDescription:
+            found = self._open(transaction, key)
+            _version(found, key, version)
+            versions = tuple(
+                KeyVersion(version=one.version, created=one.created, state="destroyed", key=b"")
+                if one.version == version
+                else one
+                for one in found.versions
+            )
+            self._store(
+                transaction,
+                key,
+                LocalKey(owner=found.owner, versions=versions),
+                f"version {version} destroyed",
+            )
+            return _described(key, found.owner, versions[version - 1])
+
+        return self._journal.transact(work)
+
+    def wrap(self, key: str, plaintext: bytes, aad: bytes) -> bytes:
+        check_plaintext(plaintext, aad)
+        newest = self._read(key).versions[-1]
+        if newest.state != "active":
+            raise KeystoreError(f"the key {key} was destroyed", todo="rotate it to make a new version")
+        number = newest.version.to_bytes(4, "big")
+        return number + seal(AESGCM(newest.key), plaintext, _bound(key, number, aad), self._entropy)
+
+    def unwrap(self, key: str, wrapped: bytes, aad: bytes) -> bytes:
+        check_aad(aad)
+        found = _version(self._read(key), key, int.from_bytes(wrapped[:4], "big"))
+        if found.state == "destroyed":
+            raise KeystoreError(
+                f"version {found.version} of the key {key} was destroyed",
+                todo="what it wrapped is lost; its owner puts it again",
+            )
+        return unseal(AESGCM(found.key), wrapped[4:], _bound(key, wrapped[:4], aad))
+
+    def describe(self, key: str) -> tuple[KeyDescription, ...]:
+        found = self._read(key)
+        return tuple(_described(key, found.owner, one) for one in found.versions)
+
+    def _read(self, key: str) -> LocalKey:
+        check_id(key)
+        stored = self._journal.read("key", key)
+        if stored is None:
+            raise KeystoreError(f"there is no key {key}", todo="put a resource into that repository first")
+        return self._unseal(key, stored.version, stored.body)
+
+    def _open(self, transaction: Transaction, key: str) -> LocalKey:
+        check_id(key)
+        stored = transaction.get("key", key)
+        if stored is None:
+            raise KeystoreError(f"there is no key {key}", todo="put a resource into that repository first")
+        return self._unseal(key, stored.version, stored.body)
+
+    def _unseal(self, key: str, record: int, body: bytes) -> LocalKey:
+        plain = unseal(self._cipher, body, _place(key, record))
+        try:
+            return decode_json(plain, LocalKey, what="key record", limit=MAX_RECORD)
+        except FormatError:
+            raise KeystoreError(
+                f"the record of the key {key} is malformed", todo="restore a backup"
+            ) from None
+
+    def _store(self, transaction: Transaction, key: str, content: LocalKey, what: str) -> KeyDescription:
+        record = transaction.version("key", key) + 1
+        transaction.put(
+            "key", key, seal(self._cipher, encode_json(content), _place(key, record), self._entropy)
         )
-    cipher = AESGCM(_passphrase_key(passphrase, sealed.salt, cost))
-    try:
-        return unseal(cipher, sealed.wrapped, _header(sealed.salt, cost))
-    except KeystoreError:
-        raise KeystoreError(
-            "the passphrase does not open this state",
-            todo="give the passphrase file that was used when the state was made",
-        ) from None
-
-
-def read_passphrase(path: Path) -> bytes:
-    """The passphrase in a file of mode 0600 or stricter. Raises :class:`UsageError`; never shows its content."""
-    text = read_private(path, what="the passphrase file", limit=MAX_PASSPHRASE + 1)
-    passphrase = text.removesuffix(b"\n")
-    if not MIN_PASSPHRASE <= len(passphrase) <= MAX_PASSPHRASE:
-        raise UsageError(
-            f"the passphrase in {path} must be {MIN_PASSPHRASE} to {MAX_PASSPHRASE} bytes long",
-            todo="for example: openssl rand -base64 24",
+        newest = content.versions[-1]
+        transaction.log(
+            Fact(
+                "key", "done", resource=f"key:local/{key}", reason=f"{what}; newest version {newest.version}"
+            )
         )
-    return passphrase
+        return _described(key, content.owner, newest)
 
 
-def seal(cipher: AESGCM, plaintext: bytes, aad: bytes, entropy: Entropy) -> bytes:
-    """nonce ‖ ciphertext ‖ tag, under a fresh random nonce."""
-    nonce = entropy(NONCE_SIZE)
-    return nonce + cipher.encrypt(nonce, plaintext, aad)
+def _in_state(version: KeyVersion, state: KeyState) -> KeyVersion:
+    if version.state == "destroyed":
+        return version
+    return KeyVersion(version=version.version, created=version.created, state=state, key=version.key)
 
 
-def unseal(cipher: AESGCM, sealed: bytes, aad: bytes) -> bytes:
-    """Undo :func:`seal`. Raises :class:`KeystoreError` unless the bytes were sealed for this ``aad``."""
-    if len(sealed) < NONCE_SIZE + 16:
-        raise KeystoreError("a sealed record is cut short", todo="restore a backup")
-    try:
-        return cipher.decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], aad)
-    except InvalidTag:
-        raise KeystoreError(
-            "a sealed record does not authenticate: altered, or moved from another place",
-            todo="restore a backup, or put it again",
-        ) from None
+def _version(content: LocalKey, key: str, number: int) -> KeyVersion:
+    if not 1 <= number <= len(content.versions):
+        raise KeystoreError(f"the key {key} has no version {number}")
+    return content.versions[number - 1]
 
 
-def _passphrase_key(passphrase: bytes, salt: bytes, cost: Cost) -> bytes:
-    return Argon2id(
-        salt=salt,
-        length=KEY_SIZE,
-        iterations=cost.iterations,
-        lanes=cost.lanes,
-        memory_cost=cost.memory_kib,
-    ).derive(passphrase)
+def _described(key: str, owner: str, version: KeyVersion) -> KeyDescription:
+    return KeyDescription(key, version.version, ALGORITHM, owner, version.created, version.state)
 
 
-def _header(salt: bytes, cost: Cost) -> bytes:
-    numbers = (cost.iterations, cost.lanes, cost.memory_kib)
-    return labelled_hash(
-        STATE_KEY_LABEL, FORMAT.encode(), salt, *(number.to_bytes(4, "big") for number in numbers)
-    )
+def _place(key: str, record: int) -> bytes:
+    return labelled_hash(RECORD_LABEL, key.encode(), record.to_bytes(8, "big"))
+
+
+def _bound(key: str, number: bytes, aad: bytes) -> bytes:
+    return labelled_hash(SEAL_LABEL, key.encode(), number, aad)

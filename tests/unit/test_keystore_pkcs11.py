@@ -1,0 +1,480 @@
+"""The key store in a token, with a real SoftHSM2."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pkcs11
+import pytest
+
+from cloister.broker.keystores import Keystore
+from cloister.broker.keystores.pkcs11 import Pkcs11Keystore
+from cloister.broker.keystores.pkcs11_token import write
+from cloister.broker.keystores.records import made
+from cloister.errors import KeystoreError, KeystoreUnavailable
+from keystore_contract import AAD, NOW, OWNER, SECRET, KeystoreContract, is_one_line, refuses
+from spec_vectors import spec_vectors
+
+MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
+PIN = b"739184-canary"
+SO_PIN = "so-902138"
+
+
+def require_softhsm() -> None:
+    """Skip where SoftHSM2 is not installed; with ``CI=true`` that is a failure."""
+    if MODULE.exists() and shutil.which("softhsm2-util") is not None:
+        return
+    reason = "SoftHSM2 not found: install softhsm2"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason, allow_module_level=True)
+
+
+require_softhsm()
+
+
+@dataclass(frozen=True)
+class SoftToken:
+    """A directory of tokens. ``unplug`` and ``plug`` move it away and back."""
+
+    directory: Path
+    label: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "SOFTHSM2_CONF": str(self.directory / "softhsm2.conf")}
+
+    def initialize(self, label: str, pin: bytes = PIN) -> None:
+        """Make a token. softhsm2-util takes PINs as arguments only; these open nothing else."""
+        subprocess.run(
+            [
+                "softhsm2-util",
+                "--init-token",
+                "--free",
+                "--label",
+                label,
+                "--so-pin",
+                SO_PIN,
+                "--pin",
+                pin.decode(),
+            ],
+            env=self.environment,
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+
+    def open(self, pin: bytes = PIN, label: str = "") -> Pkcs11Keystore:
+        return Pkcs11Keystore(MODULE, label or self.label, pin)
+
+    def unplug(self) -> None:
+        (self.directory / "tokens").rename(self.directory / "away")
+
+    def plug(self) -> None:
+        (self.directory / "away").rename(self.directory / "tokens")
+
+    def python(self, code: str, *, stdin: bytes = PIN) -> subprocess.Popen[bytes]:
+        """Another process with ``store`` at hand; the PIN goes in by its standard input."""
+        head = (
+            "import sys; from pathlib import Path\n"
+            "from cloister.broker.keystores.pkcs11 import Pkcs11Keystore\n"
+            f"store = Pkcs11Keystore(Path({str(MODULE)!r}), {self.label!r}, sys.stdin.buffer.readline().strip())\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", head + code],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        process.stdin.write(stdin + b"\n")
+        process.stdin.flush()
+        return process
+
+
+@pytest.fixture
+def soft_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftToken]:
+    token = SoftToken(tmp_path, f"t{secrets.token_hex(4)}")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "softhsm2.conf").write_text(
+        f"directories.tokendir = {tmp_path}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n"
+    )
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm2.conf"))
+    token.initialize(token.label)
+    pkcs11.lib(
+        str(MODULE)
+    ).finalize()  # SoftHSM reads its configuration when it starts, maybe for an earlier test
+    yield token
+    pkcs11.lib(str(MODULE)).finalize()
+
+
+class TestContract(KeystoreContract):
+    @pytest.fixture
+    def open_store(self, soft_token: SoftToken) -> Callable[[], Keystore]:
+        return soft_token.open
+
+
+def test_a_key_cannot_leave_the_token(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    store.close()
+    token = next(iter(pkcs11.lib(str(MODULE)).get_tokens(token_label=soft_token.label)))
+    with token.open(user_pin=PIN.decode()) as session:
+        (key,) = session.get_objects({pkcs11.Attribute.CLASS: pkcs11.ObjectClass.SECRET_KEY})
+        assert key[pkcs11.Attribute.LABEL] == "cloister/k/1"
+        assert key[pkcs11.Attribute.VALUE_LEN] == 32
+        for name in (
+            "SENSITIVE",
+            "ALWAYS_SENSITIVE",
+            "NEVER_EXTRACTABLE",
+            "LOCAL",
+            "PRIVATE",
+            "ENCRYPT",
+            "DECRYPT",
+        ):
+            assert key[pkcs11.Attribute[name]] is True, name
+        for name in ("EXTRACTABLE", "WRAP", "UNWRAP", "SIGN", "DERIVE", "MODIFIABLE"):
+            assert key[pkcs11.Attribute[name]] is False, name
+        with pytest.raises(pkcs11.AttributeSensitive):
+            key[pkcs11.Attribute.VALUE]
+
+
+def test_a_destroyed_key_is_gone_from_the_token(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    store.destroy("k", 1)
+    store.close()
+    token = next(iter(pkcs11.lib(str(MODULE)).get_tokens(token_label=soft_token.label)))
+    with token.open(user_pin=PIN.decode()) as session:
+        assert list(session.get_objects({pkcs11.Attribute.CLASS: pkcs11.ObjectClass.SECRET_KEY})) == []
+
+
+def test_the_wrap_of_the_page_opens_under_its_key(soft_token: SoftToken) -> None:
+    vectors = spec_vectors("keystores.md")
+    store = soft_token.open()
+    with pytest.raises(KeystoreError):
+        store.describe(vectors["key_id"])  # leaves the mark
+    store.close()
+    token = next(iter(pkcs11.lib(str(MODULE)).get_tokens(token_label=soft_token.label)))
+    attribute = pkcs11.Attribute
+    with token.open(rw=True, user_pin=PIN.decode()) as session:
+        session.create_object(
+            {
+                attribute.CLASS: pkcs11.ObjectClass.SECRET_KEY,
+                attribute.KEY_TYPE: pkcs11.KeyType.AES,
+                attribute.TOKEN: True,
+                attribute.ID: bytes(range(16)),
+                attribute.LABEL: "cloister/models/1",
+                attribute.VALUE: bytes.fromhex(vectors["key"]),
+                attribute.DECRYPT: True,
+            }
+        )
+        session.create_object(
+            {
+                attribute.CLASS: pkcs11.ObjectClass.DATA,
+                attribute.TOKEN: True,
+                attribute.PRIVATE: True,
+                attribute.APPLICATION: "cloister",
+                attribute.LABEL: f"cloister/{vectors['key_id']}",
+                attribute.VALUE: vectors["record"].encode(),
+            }
+        )
+    wrapped = bytes.fromhex(vectors["pkcs11"]["wrapped"])
+    opened = store.unwrap(vectors["key_id"], wrapped, bytes.fromhex(vectors["aad"]))
+    assert opened.hex() == vectors["plaintext"]
+
+
+def test_what_one_process_did_another_sees(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    lost = store.wrap("k", SECRET, AAD)
+    store.rotate("k", now=NOW + 1)
+    kept = store.wrap("k", SECRET, AAD)
+    store.destroy("k", 1)
+    code = f"""
+from cloister.errors import KeystoreError
+try:
+    store.unwrap("k", bytes.fromhex("{lost.hex()}"), bytes.fromhex("{AAD.hex()}"))
+except KeystoreError as error:
+    print(error)
+print(store.unwrap("k", bytes.fromhex("{kept.hex()}"), bytes.fromhex("{AAD.hex()}")).hex())
+print([(one.version, one.state, one.owner, one.created) for one in store.describe("k")])
+"""
+    out, err = soft_token.python(code).communicate(timeout=60)
+    refusal, secret, versions = out.decode().splitlines()
+    assert "version 1 of the key k was destroyed" in refusal, err
+    assert bytes.fromhex(secret) == SECRET
+    assert versions == str([(1, "destroyed", OWNER, NOW), (2, "active", OWNER, NOW + 1)])
+
+
+def test_a_wrong_pin_is_one_clear_line_without_it_and_is_tried_once(
+    soft_token: SoftToken, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = b"wrong-pin-5550123"
+    store = soft_token.open(wrong)
+    for _ in range(20):
+        with pytest.raises(KeystoreError) as refusal:
+            store.describe("k")
+        assert not isinstance(refusal.value, KeystoreUnavailable)
+        assert "PIN" in str(refusal.value)
+        assert soft_token.label in str(refusal.value)
+        is_one_line(refusal.value, wrong)
+        assert (
+            wrong.decode()
+            not in f"{refusal.value!r}{refusal.value.__context__!r}{store!r}{vars(refusal.value)}"
+        )
+    assert wrong.decode() not in caplog.text
+    # Were it tried once more, it would be right by now.
+    token = next(iter(pkcs11.lib(str(MODULE)).get_tokens(token_label=soft_token.label)))
+    with token.open(rw=True, user_pin=PIN.decode()) as session:
+        session.set_pin(PIN.decode(), wrong.decode())
+    with pytest.raises(KeystoreError, match="refused the PIN"):
+        store.describe("k")
+    assert soft_token.open(wrong).generate("k", owner=OWNER, now=NOW).version == 1
+
+
+def test_a_pin_is_never_in_a_repr(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    assert PIN.decode() not in repr(store)
+    assert SECRET.hex() not in repr(store)
+
+
+def test_a_pin_that_is_no_text_is_refused_without_it() -> None:
+    with pytest.raises(KeystoreError) as refusal:
+        Pkcs11Keystore(MODULE, "t", b"\xff\xfe-pin")
+    assert refusal.value.__context__ is None
+    assert "fe" not in repr(refusal.value.__cause__)
+
+
+def test_a_token_of_another_name_does_not_answer(soft_token: SoftToken) -> None:
+    with pytest.raises(KeystoreUnavailable, match="no token elsewhere"):
+        soft_token.open(label="elsewhere").describe("k")
+
+
+def test_another_token_with_the_same_pin_has_other_keys(soft_token: SoftToken) -> None:
+    soft_token.initialize("other")
+    store, other = soft_token.open(), soft_token.open(label="other")
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped = store.wrap("k", SECRET, AAD)
+    refuses(other, "k", wrapped)
+    other.generate("k", owner="bob", now=NOW)
+    refuses(other, "k", wrapped)
+    assert [one.owner for one in store.describe("k")] == [OWNER]
+    assert store.unwrap("k", wrapped, AAD) == SECRET
+
+
+def test_two_tokens_of_one_name_are_refused(soft_token: SoftToken) -> None:
+    soft_token.initialize(soft_token.label)
+    with pytest.raises(KeystoreError, match="2 tokens are called"):
+        soft_token.open().describe("k")
+
+
+@pytest.mark.parametrize("module", ["/nonexistent/module.so", "/bin/true"])
+def test_what_is_no_module_is_refused(module: str) -> None:
+    with pytest.raises(KeystoreError, match="does not load as a PKCS#11 module"):
+        Pkcs11Keystore(Path(module), "t", PIN).describe("k")
+
+
+def test_a_token_pulled_out_in_the_middle_loses_nothing(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped: list[bytes] = []
+    failures = 0
+    for number in range(20):
+        if number == 7:
+            soft_token.unplug()
+        if number == 14:
+            soft_token.plug()
+        try:
+            wrapped.append(store.wrap("k", SECRET, AAD))
+        except KeystoreUnavailable as error:
+            is_one_line(error, PIN)
+            failures += 1
+    assert (len(wrapped), failures) == (13, 7)
+    assert all(store.unwrap("k", one, AAD) == SECRET for one in wrapped)
+    assert [one.state for one in store.describe("k")] == ["active"]
+
+
+@pytest.mark.parametrize("at", ["generate", "rotate", "wrap", "unwrap", "describe", "destroy"])
+def test_a_token_that_is_gone_is_never_taken_for_an_empty_one(soft_token: SoftToken, at: str) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped = store.wrap("k", SECRET, AAD)
+    before = store.describe("k")
+    calls: dict[str, Callable[[], object]] = {
+        "generate": lambda: store.generate("k", owner="eve", now=NOW),
+        "rotate": lambda: store.rotate("k", now=NOW),
+        "wrap": lambda: store.wrap("k", SECRET, AAD),
+        "unwrap": lambda: store.unwrap("k", wrapped, AAD),
+        "describe": lambda: store.describe("k"),
+        "destroy": lambda: store.destroy("k", 1),
+    }
+    soft_token.unplug()
+    for _ in range(2):
+        with pytest.raises(KeystoreUnavailable) as gone:
+            calls[at]()
+        is_one_line(gone.value, PIN)
+    soft_token.plug()
+    assert store.describe("k") == before
+    assert store.unwrap("k", wrapped, AAD) == SECRET
+    with pytest.raises(KeystoreError, match="already"):
+        store.generate("k", owner="eve", now=NOW)
+
+
+def test_stores_over_one_module_outlive_a_new_start_by_one_of_them(soft_token: SoftToken) -> None:
+    soft_token.initialize("other")
+    store, other = soft_token.open(), soft_token.open(label="other")
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped = store.wrap("k", SECRET, AAD)
+    with pytest.raises(KeystoreUnavailable):
+        soft_token.open(label="none").describe("k")  # starts the module anew, in vain
+    other.generate("k", owner="bob", now=NOW)
+    assert store.unwrap("k", wrapped, AAD) == SECRET
+    assert [one.owner for one in other.describe("k")] == ["bob"]
+    other.close()
+    assert store.unwrap("k", wrapped, AAD) == SECRET
+
+
+def test_threads_survive_a_token_that_comes_and_goes(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    done = threading.Event()
+
+    def work(_: int) -> list[bytes]:
+        wrapped: list[bytes] = []
+        while not done.is_set():
+            try:
+                wrapped.append(store.wrap("k", SECRET, AAD))
+            except KeystoreUnavailable as error:
+                is_one_line(error, PIN)
+            done.wait(0.001)
+        return wrapped
+
+    with ThreadPoolExecutor(4) as pool:
+        working = [pool.submit(work, number) for number in range(4)]
+        for _ in range(5):
+            done.wait(0.05)
+            soft_token.unplug()
+            done.wait(0.05)
+            soft_token.plug()
+        done.set()
+        wrapped = [one for work in working for one in work.result()]
+    assert wrapped
+    assert {store.unwrap("k", one, AAD) for one in wrapped} == {SECRET}
+    assert [one.version for one in store.describe("k")] == [1]
+
+
+def test_a_process_killed_in_the_middle_of_rotations_leaves_a_usable_key(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped = store.wrap("k", SECRET, AAD)
+    for _ in range(3):
+        process = soft_token.python(
+            'print("go", flush=True)\nwhile True:\n    store.rotate("k", now=1)\n    print("r", flush=True)'
+        )
+        assert process.stdout is not None
+        for _ in range(3):
+            process.stdout.readline()
+        process.kill()
+        process.communicate(timeout=60)
+        versions = store.describe("k")
+        assert [one.version for one in versions] == list(range(1, len(versions) + 1))
+        assert [one.state for one in versions] == ["retired"] * (len(versions) - 1) + ["active"]
+        assert store.unwrap("k", store.wrap("k", SECRET, AAD), AAD) == SECRET
+    assert store.unwrap("k", wrapped, AAD) == SECRET
+
+
+def test_a_record_never_leads_to_another_key(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("victim", owner=OWNER, now=NOW)
+    store.generate("forged", owner=OWNER, now=NOW)
+    wrapped = store.wrap("victim", SECRET, AAD)
+    (victim,) = store._read("victim")
+    store._ask(lambda session: write(session, made("forged", 2, OWNER, NOW, victim.handle)))
+    with pytest.raises(KeystoreError, match="0 keys for version 2"):
+        store.unwrap("forged", (2).to_bytes(4, "big") + wrapped[4:], AAD)
+    with pytest.raises(KeystoreError, match="0 keys for version 2"):
+        store.wrap("forged", SECRET, AAD)
+    store.destroy("forged", 2)
+    assert store.unwrap("victim", wrapped, AAD) == SECRET
+
+
+def test_a_destruction_that_a_crash_cut_short_is_refused_and_finished(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped = store.wrap("k", SECRET, AAD)
+    store.close()
+    token = next(iter(pkcs11.lib(str(MODULE)).get_tokens(token_label=soft_token.label)))
+    attribute, kind = pkcs11.Attribute, pkcs11.ObjectClass
+    with token.open(rw=True, user_pin=PIN.decode()) as session:
+        (record,) = session.get_objects({attribute.CLASS: kind.DATA, attribute.LABEL: "cloister/k"})
+        session.create_object(
+            {
+                attribute.CLASS: kind.DATA,
+                attribute.TOKEN: True,
+                attribute.PRIVATE: True,
+                attribute.APPLICATION: "cloister",
+                attribute.LABEL: "cloister/k",
+                attribute.VALUE: record[attribute.VALUE].replace(b'"made"', b'"destroyed"'),
+            }
+        )
+    refuses(store, "k", wrapped)
+    assert [one.state for one in store.describe("k")] == ["destroyed"]
+    store.close()
+    with token.open(user_pin=PIN.decode()) as session:
+        assert list(session.get_objects({attribute.CLASS: kind.SECRET_KEY})) == []
+
+
+RECORDS = {
+    "not JSON": b"{",
+    "an unknown field": b'{"created":1,"extra":1,"format":"cloister/keystore-record/v1","key":"k","object":"00",'
+    b'"owner":"ada","state":"made","version":2}',
+    "of another key": b'{"created":1,"format":"cloister/keystore-record/v1","key":"other","object":"00",'
+    b'"owner":"ada","state":"made","version":2}',
+    "another format": b'{"created":1,"format":"cloister/keystore-record/v2","key":"k","object":"00",'
+    b'"owner":"ada","state":"made","version":2}',
+    "a gap": b'{"created":1,"format":"cloister/keystore-record/v1","key":"k","object":"00",'
+    b'"owner":"ada","state":"made","version":3}',
+    "destroyed before it was made": b'{"created":1,"format":"cloister/keystore-record/v1","key":"k","object":"00",'
+    b'"owner":"ada","state":"destroyed","version":2}',
+    "version 0": b'{"created":1,"format":"cloister/keystore-record/v1","key":"k","object":"00",'
+    b'"owner":"ada","state":"made","version":0}',
+    "twice the same version": b'{"created":1,"format":"cloister/keystore-record/v1","key":"k","object":"00",'
+    b'"owner":"eve","state":"made","version":1}',
+    "two kilobytes": b" " * 2048,
+}
+
+
+@pytest.mark.parametrize("attack", RECORDS)
+def test_a_record_that_is_not_ours_is_refused(soft_token: SoftToken, attack: str) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped = store.wrap("k", SECRET, AAD)
+    store.close()
+    token = next(iter(pkcs11.lib(str(MODULE)).get_tokens(token_label=soft_token.label)))
+    attribute = pkcs11.Attribute
+    with token.open(rw=True, user_pin=PIN.decode()) as session:
+        session.create_object(
+            {
+                attribute.CLASS: pkcs11.ObjectClass.DATA,
+                attribute.TOKEN: True,
+                attribute.PRIVATE: True,
+                attribute.APPLICATION: "cloister",
+                attribute.LABEL: "cloister/k",
+                attribute.VALUE: RECORDS[attack],
+            }
+        )
+    with pytest.raises(KeystoreError) as refusal:
+        store.unwrap("k", wrapped, AAD)
+    is_one_line(refusal.value)
