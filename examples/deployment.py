@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 CLOISTER = str(Path(sys.executable).parent / "cloister")
 KEY_URI = "kbs:///default/key/demo-model"
@@ -201,6 +202,14 @@ class Deployment:
         state = ["--state", self.root / "broker", "--passphrase-file", self.root / "passphrase"]
         cloister("broker", "put", KEY_URI, "--file", self.owner / "model.key", "--init", *state)
         cloister("broker", "policy", KEY_URI, "--file", self.policy, *state)
+
+    def audited(self) -> list[dict[str, Any]]:
+        """The broker's newest audit entries, checked against its signed tree head."""
+        state = ["--state", self.root / "broker", "--passphrase-file", self.root / "passphrase"]
+        entries: list[dict[str, Any]] = json.loads(
+            cloister("broker", "audit", "--last", "16", "--json", *state)
+        )["entries"]
+        return entries
 
     def start_broker(self) -> Service:
         service = start_service(

@@ -130,8 +130,7 @@ def prepare(it: Deployment) -> None:
 
 def released(it: Deployment) -> list[str]:
     """What the broker wrote into its audit log for this start."""
-    lines = (it.root / "broker" / "audit.jsonl").read_text().splitlines()
-    release = [entry for entry in map(json.loads, lines[-16:]) if entry["event"] == "release"][-1]
+    release = [entry for entry in it.audited() if entry["event"] == "release"][-1]
     return [
         f"[green]key released[/] {release['resource']} to measurements {release['measurements'][:16]}…",
         f"[dim]by rule {release['policy'][:16]}…, for the workload's key {release['tee_key'][:16]}…[/]",

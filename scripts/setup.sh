@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up a fresh Debian machine for `make demo`, `make test` or `make test-browser`: virtual environment, Python
 # packages, and as root what the tests drive from outside (Node for the npm packages; for the browser lane Chromium,
-# too; for the attesters' tests a software TPM and FUSE). Idempotent; quick the second time.
+# too; for the attesters' tests a software TPM and FUSE; for the broker's a software HSM and PostgreSQL). Idempotent; quick the second time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lane=${1:?usage: scripts/setup.sh demo|test|browser}
@@ -62,7 +62,7 @@ say "installing Python packages ($lane) into $venv; minutes the first time on a 
 if [ "$lane" != demo ]; then
   # Exactly this build of torch, before anything that could pull another.
   "$venv/bin/python" -m pip install -q "torch==2.13.0" numpy
-  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,httpx,nvidia,train]' --group dev
+  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,broker,postgres,hsm,kmip,vault,aws,azure,gcp,httpx,nvidia,train]' --group dev
   if ! { command -v node && command -v npm; } >/dev/null && ! apt_install nodejs npm; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
@@ -73,12 +73,17 @@ if [ "$lane" != demo ]; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
   fi
+  if ! { command -v softhsm2-util && ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 &&
+    ! apt_install --no-install-recommends softhsm2 postgresql; then
+    [ "${CI:-}" != true ] || exit 1
+    say "going on without: the tests that need them are skipped"
+  fi
   if [ "$lane" = browser ] && ! command -v chromium >/dev/null && ! apt_install --no-install-recommends chromium; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need it are skipped"
   fi
 else
-  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[inference]' --group demo
+  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[inference,broker]' --group demo
 fi
 echo "$here" >"$venv/.made-at"
 touch "$venv/.$lane-ready"

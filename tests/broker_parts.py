@@ -1,10 +1,16 @@
-"""A key broker and workloads of a simulated platform, for tests: real parts, cheap passphrase, a clock in hand."""
+"""A key broker and workloads of a simulated platform, for tests: real parts, cheap passphrase, a clock in hand.
+
+:class:`Bench` is laptop mode; :class:`OwnersBench` has owners with keys of their own who hold shares of the state's key.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
+import json
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,23 +19,39 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from msgspec import structs
 
+import manifest_parts
 from cloister.appraisal.draft import draft_policy
-from cloister.appraisal.policy import load_policy
 from cloister.attester.launch import launch_events
 from cloister.attester.simulated import SimulatedPlatform, SimulatedTee
-from cloister.broker import administration, protocol
-from cloister.broker.audit import FILE, AuditLog, Line
+from cloister.broker import protocol, tables
+from cloister.broker.administration import Done
+from cloister.broker.app import create_broker
+from cloister.broker.audit import Entry, parse_entry
 from cloister.broker.client import collect
+from cloister.broker.clock import RisingClock
+from cloister.broker.custody import Custody
+from cloister.broker.desk import Desk
+from cloister.broker.journal import Journal
 from cloister.broker.jwe import TeeKeyPair
-from cloister.broker.keystores.local import Cost
+from cloister.broker.laptop import Laptop
+from cloister.broker.metrics import Metrics
 from cloister.broker.protocol import Attestation, RuntimeData, TeeEvidence, TokenAnswer
 from cloister.broker.service import Answer, Broker
 from cloister.broker.session import Sessions
-from cloister.broker.store import Store
+from cloister.broker.signed_request import credential
+from cloister.broker.state import State
+from cloister.broker.state_key import Cost, Share, ShareLock
+from cloister.broker.tables import open_database, sqlite_url
 from cloister.broker.token import TokenSigner
+from cloister.broker.wire import Progress
 from cloister.encoding import decode_json, encode_json
 from cloister.evidence.bundle import EvidenceBundle
+from cloister.manifest.manifest import Manifest, Workload, origin
+from cloister.manifest.order import Action, Order
+from cloister.manifest.rule import AcceptedRule, Rule
+from cloister.manifest.signed import Signed, sign
 
 NOW = 1_790_000_000
 PASSPHRASE = b"correct horse battery staple"
@@ -75,40 +97,269 @@ class Clock:
 
 @dataclass
 class Bench:
-    """One broker over a fresh state directory."""
+    """One broker in laptop mode over a fresh state directory."""
 
     directory: Path
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.store = Store.create(self.directory, PASSPHRASE, cost=CHEAP)
-        self.audit = AuditLog(self.directory)
+        self.laptop = Laptop.create(self.directory, PASSPHRASE, cost=CHEAP, now=self.clock)
         self.sessions = Sessions()
-        self.broker = self.start()
+        self.desk = self.start()
 
-    def start(self) -> Broker:
+    @property
+    def broker(self) -> Broker:
+        return self.desk.broker
+
+    def start(self, *, sessions: Sessions | None = None) -> Desk:
         """A broker process (a fresh token key) over the same state."""
-        return Broker(
-            self.store,
-            self.audit,
-            now=self.clock,
-            sessions=self.sessions,
+        custody = Custody(
+            open_database(sqlite_url(self.directory)), clock=RisingClock(self.clock), origin=None
+        )
+        custody.open_by_passphrase(PASSPHRASE)
+        return Desk(
+            custody,
+            sessions=sessions or self.sessions,
             tokens=TokenSigner(build="test"),
+            metrics=Metrics(),
         )
 
     def put(self, path: str = PATH, content: bytes = SECRET) -> None:
-        administration.put_resource(self.store, self.directory, path, content, now=self.clock)
+        self.laptop.put(path, content)
 
-    def allow(self, tee: SimulatedTee, path: str = PATH, *, now: int = NOW) -> None:
+    def allow(
+        self, tee: SimulatedTee, path: str = PATH, *, now: int = NOW, releases: int | None = None
+    ) -> None:
         """Set the rule of ``path``: exactly ``tee``, of the platform made at ``now``."""
-        text = policy_for(tee, now=now)
-        administration.put_rule(
-            self.store, self.directory, path, text.encode(), load_policy(text, name="test"), now=self.clock
+        self.laptop.allow(path, (policy_for(tee, now=now),), releases=releases)
+
+    def entries(self) -> list[Entry]:
+        return all_entries(self.laptop.state.journal)
+
+    def told(self, *events: str) -> list[Entry]:
+        """The entries of these events."""
+        return [entry for entry in self.entries() if entry.event in events]
+
+    def execute(self, script: str) -> None:
+        """What the owner of the disk does to the database."""
+        execute(self.directory, script)
+
+
+def all_entries(journal: Journal) -> list[Entry]:
+    """The whole log, each entry checked against the log tree."""
+    journal.catch_up()
+    return [parse_entry(body, number) for number, body in enumerate(journal.entries(0, journal.size))]
+
+
+def execute(directory: Path, script: str) -> None:
+    """SQL on the database of a state directory, behind the broker's back."""
+    database = sqlite3.connect(directory / tables.DATABASE, isolation_level=None)
+    try:
+        database.executescript(script)
+    finally:
+        database.close()
+
+
+def owners_manifest(**changes: Any) -> Manifest:
+    """alice, bob and carol: any two decide about the manifest, alice and bob together about ``models``, bob alone about
+    ``models/key/bobs``. ``inference`` is the workload of :func:`workload`."""
+    plain: dict[str, Any] = {
+        "workloads": {"inference": Workload(policies=(policy_for(workload()),))},
+        "resources": {
+            "models": manifest_parts.quorum("alice", "bob"),
+            "models/key/bobs": manifest_parts.quorum("bob"),
+        },
+        "auditors": manifest_parts.keys("audrey"),
+    }
+    return manifest_parts.manifest(**{**plain, **changes})
+
+
+@dataclass
+class OwnersBench:
+    """One broker in owners' mode over a fresh state directory, as it is right after it was made."""
+
+    directory: Path
+    genesis: Manifest = field(default_factory=owners_manifest)
+    clock: Clock = field(default_factory=Clock)
+    witnesses: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tables.make_directory(self.directory)
+        self.custody = self.again()
+        self.custody.create(manifest_parts.signed(self.genesis, *self.genesis.owners))
+        self.desk = self.desk_over(self.custody)
+        self.app = create_broker(self.desk)
+
+    @property
+    def broker(self) -> Broker:
+        return self.desk.broker
+
+    @property
+    def state(self) -> State:
+        return self.custody.state
+
+    def again(self, *, pinned: str | None = None) -> Custody:
+        """What a broker that starts (again) has: locked."""
+        return Custody(
+            open_database(sqlite_url(self.directory)),
+            clock=RisingClock(self.clock),
+            origin=pinned or origin(self.genesis),
+            witnesses=self.witnesses,
         )
 
-    def lines(self) -> list[Line]:
-        text = (self.directory / FILE).read_bytes()
-        return [decode_json(line, Line, what="audit line") for line in text.splitlines()]
+    @staticmethod
+    def desk_over(custody: Custody) -> Desk:
+        return Desk(custody, sessions=Sessions(), tokens=TokenSigner(build="test"), metrics=Metrics())
+
+    def share_out(self, *owners: str) -> dict[str, Share]:
+        """Hand each of these owners (all of them if none is named) its share, which it then says it keeps."""
+        shares = {}
+        for owner in owners or tuple(self.genesis.update.owners):
+            shares[owner] = self.custody.hand_out(owner)
+            self.keep(owner)
+        return shares
+
+    def keep(self, owner: str, *, by: str = "", **changes: Any) -> Progress:
+        """``owner`` signs that its share is kept; ``changes`` in what it signs."""
+        document = self.custody.document()
+        lock = document.next or document.lock
+        assert isinstance(lock, ShareLock)
+        kept = structs.replace(self.state.kept(lock, owner), **changes)
+        return self.custody.acknowledge(
+            owner, sign("share", encode_json(kept), [manifest_parts.owner(by or owner)])
+        )
+
+    def order(
+        self,
+        action: Action,
+        subject: str,
+        content: bytes = b"",
+        *,
+        by: tuple[str, ...] = ("alice", "bob"),
+        **changes: Any,
+    ) -> Signed:
+        """An order that says what it has to, but for ``changes``, signed ``by`` these."""
+        said: dict[str, Any] = {
+            "application": self.genesis.application,
+            "broker": self.state.id,
+            "action": action,
+            "subject": subject,
+            "version": 1,
+            "content_sha256": hashlib.sha256(content).hexdigest() if action == "put" else "",
+            **changes,
+        }
+        if "version" not in changes:
+            said["version"] = self.desk._administration.next_version(action, subject)
+        return manifest_parts.signed(Order(**said), *by)
+
+    def have_done(self, action: Action, subject: str, content: bytes = b"", **changes: Any) -> Done:
+        """Order it and have it done."""
+        return self.desk._administration.execute(self.order(action, subject, content, **changes), content)
+
+    def allow(
+        self, path: str = PATH, *, by: tuple[str, ...] = ("alice", "bob"), **changes: Any
+    ) -> AcceptedRule:
+        """Put the next rule of ``path`` in force."""
+        before = self.state.authority.rule(path)
+        said: dict[str, Any] = {
+            "application": self.genesis.application,
+            "resource": path,
+            "version": 1 if before is None else before.rule.rule.version + 1,
+            "previous": "" if before is None else before.rule.digest,
+            "workloads": {"inference": "manifest"},
+            "policies": (),
+            "purposes": "any",
+            "window": "always",
+            "releases": "unlimited",
+            **changes,
+        }
+        return self.state.authority.submit_rule(manifest_parts.signed(Rule(**said), *by))
+
+    def succeed(self, *by: str, **changes: Any) -> Signed:
+        """The next manifest, signed ``by`` these and not yet submitted."""
+        return manifest_parts.signed(manifest_parts.successor(self.state.authority.manifest, **changes), *by)
+
+    def ask(self, name: str, method: str, path: str, body: bytes = b"") -> Reply:
+        """A request that ``name`` signs with the key of that name."""
+        nonce = json.loads(call(self.app, "POST", b"/cloister/v1/nonce").body)
+        header = credential(
+            manifest_parts.owner(name),
+            broker=nonce["broker"],
+            method=method,
+            path=path,
+            body=body,
+            nonce=nonce["nonce"],
+        )
+        return call(self.app, method, path.encode(), body, {"authorization": header})
+
+    def entries(self) -> list[Entry]:
+        return all_entries(self.state.journal)
+
+    def told(self, *events: str) -> list[Entry]:
+        """The entries of these events."""
+        return [entry for entry in self.entries() if entry.event in events]
+
+    def execute(self, script: str) -> None:
+        """What the owner of the disk does to the database."""
+        execute(self.directory, script)
+
+
+@dataclass
+class Reply:
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def problem(self) -> str:
+        """The name of an RFC 9457 problem, whose form is checked."""
+        document = json.loads(self.body)
+        assert self.headers["content-type"] == "application/problem+json"
+        assert set(document) == {"type", "title", "status", "detail"}
+        assert document["status"] == self.status
+        return str(document["type"]).removeprefix("urn:cloister:problem:")
+
+
+def call(
+    app: Any,
+    method: str,
+    path: bytes,
+    body: bytes = b"",
+    headers: dict[str, str] | None = None,
+    *,
+    more: tuple[tuple[str, str], ...] = (),
+    client: tuple[str, int] | None = None,
+) -> Reply:
+    """One request through the ASGI seam, in small pieces. ``more`` are further headers, of names that came before."""
+    sent: list[Any] = []
+    pieces = [body[start : start + 4096] for start in range(0, len(body), 4096)] or [b""]
+    raw, _, query = path.partition(b"?")
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": raw.decode("latin-1"),
+        "raw_path": raw,
+        "query_string": query,
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in [*(headers or {}).items(), *more]],
+        "client": client,
+        "server": None,
+    }
+    asyncio.run(app(scope, receive, send))
+    answered = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return Reply(sent[0]["status"], answered, b"".join(message.get("body", b"") for message in sent[1:]))
 
 
 @contextlib.contextmanager
@@ -132,9 +383,10 @@ def served(application: Callable[..., Any]) -> Iterator[str]:
 class Attempt:
     """One workload's way through the protocol, step by step, so that a test can bend any of them."""
 
-    bench: Bench
+    bench: Bench | OwnersBench
     tee: SimulatedTee
     pair: TeeKeyPair = field(default_factory=TeeKeyPair.generate)
+    purpose: str | None = None
 
     def challenge(self) -> None:
         answer = self.bench.broker.challenge(protocol.auth_request("tdx"))
@@ -143,7 +395,7 @@ class Attempt:
         self.text, self.nonce = protocol.parse_challenge(answer.body)
 
     def runtime(self) -> RuntimeData:
-        return RuntimeData(nonce=self.text, tee_pubkey=self.pair.public)
+        return RuntimeData(nonce=self.text, tee_pubkey=self.pair.public, purpose=self.purpose)
 
     def bundle(self) -> EvidenceBundle:
         return collect(self.tee, self.nonce, encode_json(self.runtime()))
@@ -167,9 +419,9 @@ class Attempt:
         return self.pair.decrypt(answer.body, f"kbs:///{path}")
 
 
-def attested(bench: Bench, tee: SimulatedTee) -> Attempt:
+def attested(bench: Bench | OwnersBench, tee: SimulatedTee, *, purpose: str | None = None) -> Attempt:
     """Through challenge and attestation."""
-    attempt = Attempt(bench, tee)
+    attempt = Attempt(bench, tee, purpose=purpose)
     attempt.challenge()
     attempt.attest()
     return attempt

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cloister.appraisal.policy import Policy, load_policy, read_policy
     from cloister.appraisal.result import AttestationResult
+    from cloister.channel.manifest_anchor import ManifestAnchor
     from cloister.channel.transport import AsyncSealedClient, SealedClient, connect, connect_async
     from cloister.errors import CloisterError
 
@@ -19,6 +20,7 @@ __all__ = [
     "AsyncSealedClient",
     "AttestationResult",
     "CloisterError",
+    "ManifestAnchor",
     "Policy",
     "SealedClient",
     "connect",
@@ -31,6 +33,7 @@ _HOMES = {
     "AsyncSealedClient": "cloister.channel.transport",
     "AttestationResult": "cloister.appraisal.result",
     "CloisterError": "cloister.errors",
+    "ManifestAnchor": "cloister.channel.manifest_anchor",
     "Policy": "cloister.appraisal.policy",
     "SealedClient": "cloister.channel.transport",
     "connect": "cloister.channel.transport",

@@ -100,6 +100,27 @@ class ResultExpired(CloisterError):
     exit_code = EXIT_VERIFICATION
 
 
+class ManifestError(CloisterError):
+    """A manifest, rule or order that cannot be used: malformed, contradictory, of another application."""
+
+    layer = "manifest"
+    exit_code = EXIT_VERIFICATION
+
+
+class SignatureRefused(ManifestError):
+    """A signature that does not verify, or of a key that nobody named."""
+
+
+class QuorumMissing(ManifestError):
+    """Signed, but not by as many owners as must sign it."""
+
+    exit_code = EXIT_POLICY
+
+
+class Superseded(ManifestError):
+    """Not the successor of what is in force: an older version, a fork, or a gap."""
+
+
 class AttesterError(CloisterError):
     """This machine could not produce evidence."""
 
@@ -219,6 +240,12 @@ class SessionRefused(BrokerError):
 
 class KeystoreError(BrokerError):
     """The key store cannot be opened, or refuses."""
+
+
+class KeystoreUnavailable(KeystoreError):
+    """The key store does not answer: nothing was changed, and asking again is safe."""
+
+    exit_code = EXIT_NETWORK
 
 
 class InferenceError(CloisterError):

@@ -13,12 +13,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from broker_parts import PATH, SECRET, URI, Bench, platform, policy_for, served, workload
+from broker_parts import PASSPHRASE, PATH, SECRET, URI, Bench, Clock, platform, policy_for, served, workload
 from cloister.appraisal.policy import Policy, load_policy
-from cloister.broker.app import create_broker
-from cloister.broker.audit import FILE, verify
 from cloister.broker.client import BrokerKeys
 from cloister.broker.configuration import broker_events
+from cloister.broker.laptop import Laptop
+from cloister.broker.limits import Buckets
 from cloister.broker.serving import seal_broker
 from cloister.errors import AppraisalRefused, NetworkError, ReleaseRefused, UnknownResource
 from cloister.sealing import KeySource
@@ -38,11 +38,11 @@ class Deployed:
 
 @pytest.fixture
 def deployed(tmp_path: Path) -> Iterator[Deployed]:
-    bench = Bench(tmp_path / "state")
+    bench = Bench(tmp_path / "state", clock=Clock(START))
     bench.put()
     bench.allow(workload(now=START), now=START)
     tee = platform(START).tee("tdx", launch=broker_events())
-    gateway, keyring = seal_broker(create_broker(bench.store, bench.audit), tee)
+    gateway, keyring = seal_broker(bench.desk, tee, buckets=Buckets(rate=1e6, burst=1_000_000))
     with served(gateway) as url:
         yield Deployed(bench, url, load_policy(policy_for(tee, now=START), name="broker policy"))
     keyring.close()
@@ -52,7 +52,7 @@ def test_the_right_workload_gets_its_key(deployed: Deployed) -> None:
     with deployed.keys() as keys:
         source: KeySource = keys
         assert source.key(URI) == SECRET
-    assert [line.event for line in deployed.bench.lines()[-2:]] == ["attestation", "release"]
+    assert [entry.event for entry in deployed.bench.entries()[-2:]] == ["attestation", "release"]
 
 
 def test_one_attestation_serves_several_keys(deployed: Deployed) -> None:
@@ -61,7 +61,7 @@ def test_one_attestation_serves_several_keys(deployed: Deployed) -> None:
     with deployed.keys() as keys:
         assert keys.key(URI) == SECRET
         assert keys.key("kbs:///models/key/second") == b"2" * 32
-    assert [line.event for line in deployed.bench.lines()].count("attestation") == 1
+    assert len(deployed.bench.told("attestation")) == 1
 
 
 def test_a_put_while_the_broker_serves_is_seen_by_the_next_request(deployed: Deployed) -> None:
@@ -76,7 +76,7 @@ def test_another_measurement_is_refused_by_class_only(deployed: Deployed) -> Non
         keys.key(URI)
     assert "attestation-refused" in str(caught.value)
     assert "rtmr" not in str(caught.value)
-    assert "rtmr3" in deployed.bench.lines()[-1].reason
+    assert "rtmr3" in deployed.bench.entries()[-1].reason
 
 
 def test_a_resource_without_a_rule_is_refused(deployed: Deployed) -> None:
@@ -108,7 +108,7 @@ def test_a_broker_of_another_measurement_gets_no_evidence_of_ours(deployed: Depl
     keys = BrokerKeys(deployed.url, policy=other, attester=Silent())  # type: ignore[arg-type]
     with keys, pytest.raises(AppraisalRefused):
         keys.key(URI)
-    assert [line.event for line in deployed.bench.lines()] == ["put", "policy"]
+    assert deployed.bench.told("attestation", "release") == []
 
 
 def test_a_request_in_the_clear_is_refused_before_the_broker_sees_it(deployed: Deployed) -> None:
@@ -155,4 +155,6 @@ def test_many_workloads_at_once_all_get_their_key(deployed: Deployed) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(ask, range(40))) == {SECRET}
-    assert verify(deployed.bench.directory / FILE)[0] == 2 + 2 * 40
+    assert [entry.outcome for entry in deployed.bench.told("attestation")] == ["accepted"] * 40
+    assert [entry.outcome for entry in deployed.bench.told("release")] == ["accepted"] * 40
+    Laptop.open(deployed.bench.directory, PASSPHRASE)

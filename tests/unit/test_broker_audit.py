@@ -1,147 +1,122 @@
-"""The audit chain: what is found, and how it lives through crashes."""
+"""Audit entries: one form, bounded, and no two facts or records look alike in a tree."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 
+from broker_parts import NOW
 from cloister.broker.audit import (
-    FILE,
-    MAX_LINE,
-    START,
+    MAX_ENTRY,
+    MAX_REASON,
     AuditDamaged,
-    AuditLog,
+    Change,
+    Entry,
     Fact,
-    Line,
-    chain_value,
-    verify,
+    encode_entry,
+    make_entry,
+    parse_entry,
+    state_leaf,
 )
-from cloister.encoding import decode_json, encode_json
+from cloister.encoding import encode_json
 
-NOW = 1_790_000_000
-FACT = Fact("release", "accepted", resource="kbs:///models/key/demo")
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    audit = AuditLog(tmp_path)
-    for number in range(5):
-        audit.append(FACT, NOW + number)
-    return tmp_path / FILE
+CHANGE = Change(kind="resource", name="models/key/demo", version=1, slot=0, digest="ab" * 32)
+FACT = Fact("release", "accepted", resource="kbs:///models/key/demo", workload="inference")
 
 
-def test_an_untouched_log_verifies(log: Path) -> None:
-    lines = log.read_bytes().splitlines()
-    assert verify(log) == (5, chain_value(lines[-1]))
-    assert decode_json(lines[0], Line, what="line").previous == START
+def made(fact: Fact = FACT, **changes: Any) -> Entry:
+    return structs.replace(make_entry(fact, number=7, now=NOW, changes=(CHANGE,), state=bytes(32)), **changes)
 
 
-def test_the_first_line_is_the_documented_vector(tmp_path: Path) -> None:
-    AuditLog(tmp_path).append(Fact("put", "done", resource="kbs:///models/key/demo", reason="version 1"), NOW)
-    line = (tmp_path / FILE).read_bytes()[:-1]
-    spec = (Path(__file__).parents[2] / "docs/spec/audit-line.md").read_text()
-    assert f"`{line.decode()}`" in spec
-    assert f"`{chain_value(line)}`" in spec
+def test_an_entry_comes_back() -> None:
+    assert parse_entry(encode_entry(made()), 7) == made()
 
 
-def _edit(lines: list[bytes]) -> list[bytes]:
-    return [lines[0], lines[1].replace(b"accepted", b"refused"), *lines[2:]]
+def test_what_is_empty_is_left_out() -> None:
+    entry = make_entry(Fact("start", "done"), number=0, now=NOW, changes=(), state=bytes(32))
+    assert encode_entry(entry) == (
+        b'{"event":"start","format":"cloister/audit-entry/v1","number":0,"outcome":"done","state":"'
+        + b"00" * 32
+        + b'","time":%d}' % NOW
+    )
 
 
-ATTACKS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
-    "a line edited": _edit,
-    "a line deleted": lambda lines: lines[:1] + lines[2:],
-    "the first line deleted": lambda lines: lines[1:],
-    "two lines exchanged": lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
-    "a line doubled": lambda lines: [*lines[:2], lines[1], *lines[2:]],
-    "a line of another form": lambda lines: [*lines[:2], b"{}", *lines[3:]],
-    "a space added": lambda lines: [lines[0].replace(b":", b": ", 1), *lines[1:]],
-    "an over-long line": lambda lines: [*lines, b"x" * (2 * MAX_LINE)],
+def test_a_reason_is_one_bounded_printable_line() -> None:
+    entry = made(Fact("release", "refused", reason="a\nb\x1b[31m\u202e" + "é" * 10_000))
+    assert entry.reason.startswith("a b [31m ")
+    assert entry.reason.isprintable()
+    assert len(entry.reason) == MAX_REASON
+    assert len(encode_entry(entry)) < MAX_ENTRY
+
+
+ALTERED: dict[str, bytes] = {
+    "nothing": b"",
+    "null": b"null",
+    "a list": b"[]",
+    "not text": b"\xff" * 9,
+    "a space": encode_entry(made()).replace(b":", b": ", 1),
+    "a newline behind": encode_entry(made()) + b"\n",
+    "a field more": encode_entry(made()).replace(b'{"changes"', b'{"also":1,"changes"'),
+    "a field twice": encode_entry(made()).replace(b'"number":7', b'"number":7,"number":7'),
+    "an empty field said": encode_entry(made()).replace(b'"state"', b'"reason":"","state"'),
+    "another order of fields": b'{"number":7,' + encode_entry(made()).replace(b'"number":7,', b"")[1:],
+    "an event that is none": encode_json(made()).replace(b'"release"', b'"gift"'),
+    "another format": encode_json(made()).replace(b"entry/v1", b"entry/v2"),
+    "too long": encode_json(made(resource="x" * MAX_ENTRY)),
+    "a state root that is none": encode_json(made(state="zz" * 32)),
+    "a short state root": encode_json(made(state="00" * 31)),
+    "a digest that is none": encode_json(made(changes=(structs.replace(CHANGE, digest="AB" * 32),))),
+    "a version of nought": encode_json(made(changes=(structs.replace(CHANGE, version=0),))),
+    "a slot below nought": encode_json(made(changes=(structs.replace(CHANGE, slot=-1),))),
+    "too many changes": encode_json(made(changes=(CHANGE,) * 257)),
 }
 
 
-@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
-def test_a_log_altered_inside_is_found(log: Path, attack: Callable[[list[bytes]], list[bytes]]) -> None:
-    lines = log.read_bytes().splitlines()
-    log.write_bytes(b"".join(line + b"\n" for line in attack(lines)))
+@pytest.mark.parametrize("data", ALTERED.values(), ids=ALTERED.keys())
+def test_what_is_not_in_the_one_form_is_refused(data: bytes) -> None:
     with pytest.raises(AuditDamaged):
-        verify(log)
+        parse_entry(data, 7)
 
 
-def test_any_flipped_bit_is_found_by_the_chain_value_kept_elsewhere(log: Path) -> None:
-    kept, raw = verify(log), log.read_bytes()
-    for index in range(0, len(raw), 11):
-        changed = bytearray(raw)
-        changed[index] ^= 4
-        log.write_bytes(changed)
-        try:
-            assert verify(log) != kept
-        except AuditDamaged:
-            continue
+def test_an_entry_in_another_place_is_refused() -> None:
+    for number in (0, 6, 8):
+        with pytest.raises(AuditDamaged, match="in its place"):
+            parse_entry(encode_entry(made()), number)
 
 
-@pytest.mark.parametrize("torn", [1, 20, 200])
-def test_a_torn_last_line_is_cut_off_and_said(log: Path, torn: int) -> None:
-    whole = log.read_bytes()
-    log.write_bytes(whole + whole.splitlines()[-1][:torn])
-    AuditLog(log.parent).append(FACT, NOW)
-    lines = [decode_json(line, Line, what="line") for line in log.read_bytes().splitlines()]
-    assert [line.event for line in lines[-2:]] == ["recovery", "release"]
-    assert f"{torn} bytes" in lines[-2].reason
-    assert verify(log)[0] == 7
+def test_every_prefix_is_refused() -> None:
+    data = encode_entry(made())
+    for length in range(len(data)):
+        with pytest.raises(AuditDamaged):
+            parse_entry(data[:length], 7)
 
 
-def test_a_torn_first_line_is_cut_off_too(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_bytes(b'{"event"')
-    AuditLog(tmp_path).append(FACT, NOW)
-    assert verify(tmp_path / FILE)[0] == 2
-
-
-def test_a_log_that_ends_in_something_else_takes_no_line(log: Path) -> None:
-    with log.open("ab") as file:
-        file.write(b"{}\n")
-    before = log.read_bytes()
+@pytest.mark.parametrize(
+    "entry", [made(resource="x" * MAX_ENTRY), made(changes=(CHANGE,) * 257)], ids=["long", "many changes"]
+)
+def test_what_could_not_be_read_back_is_not_written(entry: Entry) -> None:
     with pytest.raises(AuditDamaged):
-        AuditLog(log.parent).append(FACT, NOW)
-    assert log.read_bytes() == before
+        encode_entry(entry)
 
 
-def test_a_reason_is_one_bounded_line(tmp_path: Path) -> None:
-    AuditLog(tmp_path).append(Fact("release", "refused", reason="a\nb\x1b[31m" + "é" * 10_000), NOW)
-    (line,) = (tmp_path / FILE).read_bytes().splitlines()
-    assert len(line) < MAX_LINE
-    reason = decode_json(line, Line, what="line").reason
-    assert reason.startswith("a b [31m")
-    assert encode_json(decode_json(line, Line, what="line")) == line
+def test_no_two_records_have_one_leaf() -> None:
+    kinds, names, versions = ("rule", "resource"), ("a", "aa", "resourcea", ""), (1, 2, 256)
+    digests = (bytes(32), b"\x01" * 32)
+    leaves = {state_leaf(*one) for one in itertools.product(kinds, names, versions, digests)}
+    assert len(leaves) == len(kinds) * len(names) * len(versions) * len(digests)
 
 
-def test_a_log_that_cannot_be_written_says_so(tmp_path: Path) -> None:
-    with pytest.raises(AuditDamaged):
-        AuditLog(tmp_path / "nowhere").append(FACT, NOW)
-
-
-def test_a_log_that_is_a_link_takes_no_line(log: Path, tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_bytes(b"a last line without its end")
-    log.unlink()
-    log.symlink_to(victim)
-    with pytest.raises(AuditDamaged):
-        AuditLog(tmp_path).append(FACT, NOW)
-    assert victim.read_bytes() == b"a last line without its end"
-
-
-def test_many_writers_keep_one_chain(tmp_path: Path) -> None:
-    def write() -> None:
-        audit = AuditLog(tmp_path)
-        for _ in range(10):
-            audit.append(FACT, NOW)
-
-    threads = [threading.Thread(target=write) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert verify(tmp_path / FILE)[0] == 60
+def test_the_documented_vector_is_what_is_written() -> None:
+    spec = (Path(__file__).parents[2] / "docs/spec/audit-entry.md").read_text()
+    change = structs.replace(
+        CHANGE, slot=4, digest="c9d0036bed6744bcdf692fc980d8717d7e5f5a4f4e8266b4a84982602fb1cd09"
+    )
+    fact = Fact(
+        "resource", "done", resource="kbs:///models/key/demo", signers=("alice",), reason="version 1 put"
+    )
+    entry = encode_entry(make_entry(fact, number=7, now=NOW, changes=(change,), state=bytes(32)))
+    assert f"`{entry.decode()}`" in spec

@@ -15,6 +15,7 @@ from cloister.broker.jwe import RESOURCE_HEADER, AnswerRefused, TeeKeyPair, chec
 from cloister.broker.protocol import EcKey, RsaKey
 from cloister.encoding import convert
 from cloister.errors import FormatError
+from trustee_guest import Guest
 
 URI = "kbs:///models/key/demo"
 PAIR = TeeKeyPair.generate()
@@ -44,6 +45,23 @@ def _opens(answer: bytes, private: object, algorithms: list[str]) -> None:
     assert set(document) == {"protected", "encrypted_key", "iv", "ciphertext", "tag"}
     registry = jwe.JWERegistry(algorithms=algorithms, strict_check_header=False)
     assert jwe.decrypt_json(document, private, registry=registry).plaintext == b"content"
+
+
+@pytest.mark.parametrize("curve", ["P-256", "P-384", "P-521", "RSA"])
+def test_a_trustee_guest_opens_an_answer_though_it_writes_the_protected_header_anew(curve: str) -> None:
+    guest = Guest(curve=curve)
+    public = convert(guest.jwk, RsaKey if curve == "RSA" else EcKey, what="key")
+    answer = encrypt(b"content", public, URI)
+    assert guest.open(answer) == b"content"
+    assert set(json.loads(answer)) == {"protected", "encrypted_key", "iv", "ciphertext", "tag"}
+
+
+def test_the_protected_header_is_written_in_the_order_that_guests_authenticate() -> None:
+    header = json.loads(
+        base64.urlsafe_b64decode(json.loads(encrypt(b"x", PAIR.public, URI))["protected"] + "==")
+    )
+    assert list(header) == ["alg", "enc", RESOURCE_HEADER, "epk"]
+    assert list(header["epk"]) == ["crv", "kty", "x", "y"]
 
 
 def test_an_answer_for_another_resource_is_refused() -> None:

@@ -76,36 +76,53 @@ def test_a_path_is_a_resource_or_bad_and_nothing_else(rest: bytes) -> None:
     assert protocol.RESOURCE_PATH + protocol.resource_path(uri) == raw.decode()
 
 
-REQUESTS: dict[str, tuple[object, type[Exception]]] = {
-    "old version": (
-        {"version": "0.1.0", "tee": "tdx", "extra-params": {"profile": protocol.PROFILE}},
-        Unsupported,
-    ),
-    "Trustee guest": ({"version": "0.4.0", "tee": "tdx", "extra-params": ""}, Unsupported),
-    "no parameters": ({"version": "0.4.0", "tee": "tdx"}, Unsupported),
-    "foreign profile": ({"version": "0.4.0", "tee": "tdx", "extra-params": {"profile": "x"}}, Unsupported),
-    "more parameters": (
-        {"version": "0.4.0", "tee": "tdx", "extra-params": {"profile": protocol.PROFILE, "x": 1}},
-        Unsupported,
-    ),
-    "sample TEE": (
-        {"version": "0.4.0", "tee": "sample", "extra-params": {"profile": protocol.PROFILE}},
-        Unsupported,
-    ),
-    "unknown field": ({"version": "0.4.0", "tee": "tdx", "extra-params": {}, "x": 1}, FormatError),
-    "list": ([], FormatError),
-    "number": ({"version": 1, "tee": "tdx"}, FormatError),
+VERSIONS = [
+    "",
+    "0",
+    "0.1.0",
+    "0.1.1",
+    "0.2.0",
+    "0.3.0",
+    "0.4",
+    "0.4.1",
+    "0.5.0",
+    "v0.4.0",
+    " 0.4.0",
+    "0.4.0-rc1",
+]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_another_version_is_refused_as_such(version: str) -> None:
+    request = {"version": version, "tee": "tdx", "extra-params": {"profile": protocol.PROFILE}}
+    with pytest.raises(Unsupported) as refused:
+        parse_auth(json.dumps(request).encode())
+    assert refused.value.kind == "version"
+
+
+MALFORMED: dict[str, str] = {
+    "unknown field": '{"version":"0.4.0","tee":"tdx","extra-params":{},"x":1}',
+    "no TEE": '{"version":"0.4.0","extra-params":""}',
+    "TEE twice": '{"version":"0.4.0","tee":"sgx","tee":"tdx","extra-params":""}',
+    "list": "[]",
+    "number": '{"version":1,"tee":"tdx"}',
+    "trailing bytes": '{"version":"0.4.0","tee":"tdx","extra-params":""} x',
 }
 
 
-@pytest.mark.parametrize(("document", "error"), REQUESTS.values(), ids=REQUESTS.keys())
-def test_a_request_for_anything_else_is_refused(document: object, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        parse_auth(json.dumps(document).encode())
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_request_is_refused(body: str) -> None:
+    with pytest.raises(FormatError):
+        parse_auth(body.encode())
 
 
 def test_our_own_request_is_read() -> None:
-    assert parse_auth(protocol.auth_request("sgx")) == "sgx"
+    request = parse_auth(protocol.auth_request("sgx"))
+    assert (request.version, request.tee, request.extra_params) == (
+        protocol.VERSION,
+        "sgx",
+        {"profile": protocol.PROFILE},
+    )
 
 
 def test_a_challenge_goes_round() -> None:
@@ -115,6 +132,13 @@ def test_a_challenge_goes_round() -> None:
     body = encode_json(protocol.Challenge(nonce=text))
     assert body == b'{"extra-params":{},"nonce":"' + text.encode() + b'"}'
     assert parse_challenge(body) == (text, nonce)
+
+
+def test_a_workload_of_ours_refuses_a_challenge_that_selects_a_hash() -> None:
+    chosen = protocol.ChallengeParameters(selected_hash_algorithm="sha256")
+    body = encode_json(protocol.Challenge(nonce=protocol.encode_nonce(bytes(32)), extra_params=chosen))
+    with pytest.raises(FormatError, match="hash"):
+        parse_challenge(body)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +177,22 @@ def test_runtime_data_has_one_encoding() -> None:
     assert parse_runtime_data(data) == runtime
     with pytest.raises(FormatError, match="canonical"):
         parse_runtime_data(json.dumps(json.loads(data)).encode())
+
+
+def test_a_purpose_is_bound_and_without_one_the_form_is_as_before() -> None:
+    runtime, _ = _attestation()
+    assert b"purpose" not in encode_json(runtime)
+    named = RuntimeData(nonce=runtime.nonce, tee_pubkey=runtime.tee_pubkey, purpose="nightly-batch")
+    data = encode_json(named)
+    assert b'"purpose":"nightly-batch"' in data
+    assert parse_runtime_data(data) == named
+
+
+@pytest.mark.parametrize("purpose", ["", "a b", "ä", "x" * 65, ".hidden", "a/b", "line\n", None, 7])
+def test_a_purpose_of_another_form_is_refused(purpose: object) -> None:
+    runtime, _ = _attestation()
+    with pytest.raises(FormatError):
+        parse_runtime_data(encode_json({**json.loads(encode_json(runtime)), "purpose": purpose}))
 
 
 def test_a_private_key_in_runtime_data_is_refused() -> None:

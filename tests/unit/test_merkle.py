@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -182,3 +182,141 @@ def test_a_tree_is_bounded() -> None:
         merkle.root(Endless())
     with pytest.raises(FormatError):
         merkle.inclusion_proof(Endless(), 0)
+
+
+# -- the tree that grows ------------------------------------------------------------------------------------------------
+
+HASHES = [merkle.leaf_hash(leaf) for leaf in LEAVES]
+CONSISTENCY = {
+    # (old size, new size): the proofs of the same test data
+    (1, 1): [],
+    (1, 8): [
+        "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
+        "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+        "6b47aaf29ee3c2af9af889bc1fb9254dabd31177f16232dd6aab035ca39bf6e4",
+    ],
+    (6, 8): [
+        "0ebc5d3437fbe2db158b9f126a1d118e308181031d0a949f8dededebc558ef6a",
+        "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
+        "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    ],
+    (2, 5): [
+        "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+        "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b",
+    ],
+}
+
+
+def grown(hashes: Sequence[bytes]) -> merkle.Tree:
+    tree = merkle.Tree()
+    for number, digest in enumerate(hashes):
+        assert tree.append(digest) == number
+    return tree
+
+
+def test_a_growing_tree_has_the_known_heads_at_every_size() -> None:
+    tree = grown(HASHES)
+    assert tree.size == 8
+    assert [tree.root(size).hex() for size in range(9)] == [hashlib.sha256(b"").hexdigest(), *HEADS]
+    assert tree.root().hex() == HEADS[-1]
+
+
+@pytest.mark.parametrize(("index", "size"), PATHS)
+def test_a_growing_tree_has_the_known_audit_paths(index: int, size: int) -> None:
+    assert [digest.hex() for digest in grown(HASHES).inclusion(index, size)] == PATHS[index, size]
+
+
+@pytest.mark.parametrize(("old", "new"), CONSISTENCY)
+def test_consistency_proofs_are_the_known_ones(old: int, new: int) -> None:
+    path = grown(HASHES).consistency(old, new)
+    assert [digest.hex() for digest in path] == CONSISTENCY[old, new]
+    merkle.verify_consistency(old, new, bytes.fromhex(HEADS[old - 1]), bytes.fromhex(HEADS[new - 1]), path)
+
+
+def test_many_leaves_at_once_are_the_same_leaves() -> None:
+    for first in range(9):
+        tree = grown(HASHES[:first])
+        tree.append_many(HASHES[first:])
+        assert [tree.root(size) for size in range(9)] == [grown(HASHES).root(size) for size in range(9)]
+    tree.append_many([])
+    assert tree.size == 8
+
+
+def test_leaves_that_pass_by_have_the_known_heads() -> None:
+    frontier = merkle.Frontier()
+    heads = [frontier.root().hex()]
+    for digest in HASHES:
+        frontier.append(digest)
+        heads.append(frontier.root().hex())
+    assert heads == [hashlib.sha256(b"").hexdigest(), *HEADS]
+
+
+def test_an_exchanged_leaf_gives_the_head_of_a_tree_built_anew() -> None:
+    for size in range(1, 9):
+        for index in range(size):
+            tree, other = grown(HASHES[:size]), merkle.leaf_hash(b"other")
+            tree.set(index, other)
+            assert tree.root() == grown([*HASHES[:index], other, *HASHES[index + 1 : size]]).root()
+            assert tree.leaf(index) == other
+
+
+def test_a_cut_tree_grows_on_as_if_it_had_never_been_longer() -> None:
+    for cut in range(9):
+        tree = grown(HASHES)
+        tree.truncate(cut)
+        assert (tree.size, tree.root()) == (cut, grown(HASHES[:cut]).root())
+        tree.append_many(HASHES[cut:7])
+        tree.append(merkle.leaf_hash(b"other"))
+        assert tree.root() == grown([*HASHES[: max(cut, 7)], merkle.leaf_hash(b"other")]).root()
+
+
+REFUSED: dict[str, Callable[[merkle.Tree], object]] = {
+    "a leaf that is no digest": lambda tree: tree.append(b"short"),
+    "one of many that is no digest": lambda tree: tree.append_many([bytes(32), bytes(33)]),
+    "exchanging a leaf that is not there": lambda tree: tree.set(8, bytes(32)),
+    "exchanging the leaf before the first": lambda tree: tree.set(-1, bytes(32)),
+    "exchanging for no digest": lambda tree: tree.set(0, b""),
+    "a leaf behind the last": lambda tree: tree.leaf(8),
+    "a leaf before the first": lambda tree: tree.leaf(-1),
+    "cutting to more than there is": lambda tree: tree.truncate(9),
+    "cutting to less than nothing": lambda tree: tree.truncate(-1),
+    "a root of the future": lambda tree: tree.root(9),
+    "a root of less than nothing": lambda tree: tree.root(-1),
+    "a proof for a leaf of the future": lambda tree: tree.inclusion(8),
+    "a proof in a tree before the leaf": lambda tree: tree.inclusion(5, 5),
+    "a proof in a tree of the future": lambda tree: tree.inclusion(5, 9),
+    "consistency with the future": lambda tree: tree.consistency(3, 9),
+    "consistency backwards": lambda tree: tree.consistency(5, 4),
+    "consistency of less than nothing": lambda tree: tree.consistency(-1, 4),
+}
+
+
+@pytest.mark.parametrize("attempt", REFUSED)
+def test_a_tree_refuses_and_stays_as_it_was(attempt: str) -> None:
+    tree = grown(HASHES)
+    with pytest.raises(FormatError):
+        REFUSED[attempt](tree)
+    assert (tree.size, tree.root().hex()) == (8, HEADS[-1])
+
+
+def test_a_passing_leaf_that_is_no_digest_is_refused() -> None:
+    with pytest.raises(FormatError):
+        merkle.Frontier().append(b"short")
+
+
+def test_any_tree_extends_the_empty_one_and_no_other_passes_for_it() -> None:
+    head = bytes.fromhex(HEADS[4])
+    merkle.verify_consistency(0, 5, merkle.EMPTY_ROOT, head, ())
+    with pytest.raises(FormatError):
+        merkle.verify_consistency(0, 5, bytes(32), head, ())
+    with pytest.raises(FormatError):
+        merkle.verify_consistency(0, 5, merkle.EMPTY_ROOT, head, (head,))
+
+
+def test_an_inclusion_far_beyond_a_window_of_nonces_is_checked() -> None:
+    # A tree of 2^31 + 1 leaves, all but the last in one subtree whose root is known here only by its name.
+    rest, leaf = hashlib.sha256(b"2^31 leaves").digest(), b"the last"
+    head = hashlib.sha256(b"\x01" + rest + merkle.leaf_hash(leaf)).digest()
+    merkle.verify_inclusion(leaf, 1 << 31, (1 << 31) + 1, [rest], head)
+    with pytest.raises(FormatError, match="cannot be in a tree"):
+        merkle.root_of_inclusion(leaf, 1 << 31, (1 << 32) + 1, [rest])

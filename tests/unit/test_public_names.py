@@ -13,6 +13,7 @@ NAMES = [
     "AsyncSealedClient",
     "AttestationResult",
     "CloisterError",
+    "ManifestAnchor",
     "Policy",
     "SealedClient",
     "connect",

@@ -22,6 +22,7 @@ from cloister.attester import Attester, DeviceAttester, RawDeviceEvidence
 from cloister.broker import protocol
 from cloister.broker.jwe import TeeKeyPair
 from cloister.broker.protocol import Attestation, Problem, RuntimeData, TeeEvidence, TokenAnswer
+from cloister.broker.wire import PREFIX, CertificateAnswer, CertificateRequest, TreeAnswer, TreeVersion
 from cloister.channel.transport import connect
 from cloister.encoding import decode_json, encode_json
 from cloister.errors import (
@@ -31,6 +32,7 @@ from cloister.errors import (
     NetworkError,
     ReleaseRefused,
     SessionRefused,
+    Superseded,
     UnknownResource,
 )
 from cloister.evidence.binding import device_nonce, report_data
@@ -50,7 +52,8 @@ class BrokerKeys:
     """A :class:`~cloister.sealing.KeySource`: one broker, one workload. Use it as a context manager, or close it.
     Threads may share it; they wait for each other.
 
-    ``policy`` is what the *broker* must be. ``attester`` makes this workload's quotes; ``tee`` is its kind.
+    ``policy`` is what the *broker* must be. ``attester`` makes this workload's quotes; ``tee`` is its kind;
+    ``purpose`` is what it says it wants resources for, which a rule may ask for.
     ``client`` may be given to share a channel that :func:`~cloister.channel.transport.connect` verified. ``timeout``
     is in seconds for one request, ``attempts`` bounds how often connecting is tried, ``now`` gives Unix seconds.
     """
@@ -63,6 +66,7 @@ class BrokerKeys:
         attester: Attester,
         tee: TeeKind = "tdx",
         devices: DeviceAttester | None = None,
+        purpose: str | None = None,
         attempts: int = ATTEMPTS,
         timeout: float = TIMEOUT,
         now: Callable[[], int] = lambda: int(time.time()),
@@ -74,6 +78,7 @@ class BrokerKeys:
         self._attester = attester
         self._tee = tee
         self._devices = devices
+        self._purpose = purpose
         self._attempts = attempts
         self._timeout = timeout
         self._now = now
@@ -120,19 +125,45 @@ class BrokerKeys:
         with self._lock:
             return self._ask(path, uri)
 
+    def certificate(self, workload: str, csr: bytes) -> tuple[tuple[bytes, ...], bytes]:
+        """A mesh certificate for ``csr`` (PKCS #10, DER) as ``workload`` of the manifest: the chain (DER, leaf first), and
+        the mesh's trust bundle (mesh.py). Raises as :meth:`key`."""
+        request = encode_json(CertificateRequest(workload=workload, csr=csr))
+        with self._lock:
+            body, _ = self._in_session("POST", f"{PREFIX}/mesh/certificate", request)
+        answer = decode_json(
+            body, CertificateAnswer, what="the broker's certificate", limit=protocol.MAX_ANSWER
+        )
+        return answer.chain, answer.bundle
+
+    def tree(self, uri: str) -> TreeVersion | None:
+        """The newest index that was recorded for the writable tree sealed under ``uri``: older ones are old copies."""
+        path = protocol.resource_path(parse_key_uri(uri))
+        with self._lock:
+            body, _ = self._in_session("GET", f"{PREFIX}/trees/{path}")
+        return decode_json(body, TreeAnswer, what="the broker's tree", limit=protocol.MAX_ANSWER).newest
+
+    def record_tree(self, uri: str, newest: TreeVersion) -> None:
+        """Record the index that this workload has just written. Raises :class:`Superseded` if it is not the newest."""
+        path = protocol.resource_path(parse_key_uri(uri))
+        with self._lock:
+            self._in_session("POST", f"{PREFIX}/trees/{path}", encode_json(newest))
+
     def _ask(self, path: str, uri: str) -> bytes:
+        body, pair = self._in_session("GET", protocol.RESOURCE_PATH + path)
+        return pair.decrypt(body, uri)
+
+    def _in_session(self, method: str, path: str, body: bytes | None = None) -> tuple[bytes, TeeKeyPair]:
         for last in (False, True):
             pair, token = self._attested()
             try:
-                body = self._call(
-                    "GET", protocol.RESOURCE_PATH + path, headers={"authorization": f"Bearer {token}"}
-                ).content
+                answer = self._call(method, path, body=body, headers={"authorization": f"Bearer {token}"})
             except SessionRefused:
                 self._session = None
                 if last:
                     raise
             else:
-                return pair.decrypt(body, uri)
+                return answer.content, pair
         raise BrokerError("a key takes one attestation and one more, no others")
 
     def _attested(self) -> tuple[TeeKeyPair, str]:
@@ -145,7 +176,7 @@ class BrokerKeys:
         challenge = self._call("POST", protocol.AUTH_PATH, body=protocol.auth_request(self._tee))
         text, nonce = protocol.parse_challenge(challenge.content)
         pair = TeeKeyPair.generate()
-        runtime = RuntimeData(nonce=text, tee_pubkey=pair.public)
+        runtime = RuntimeData(nonce=text, tee_pubkey=pair.public, purpose=self._purpose)
         bundle = collect(self._attester, nonce, encode_json(runtime), devices=self._devices)
         body = encode_json(
             Attestation(runtime_data=runtime, tee_evidence=TeeEvidence(primary_evidence=bundle))
@@ -229,6 +260,8 @@ def collect(
 
 
 _OWNER = "ask the resource's owner for a rule that names this workload; the broker's audit log has the reason"
+_RULE = "its owners sign a new rule"
+_LATER = "nothing was released; ask again in a moment"
 _PROTOCOL = "update the broker or this workload"
 _OPERATOR = "nothing was released; the broker's operator has the details"
 _REFUSALS: Final[dict[str, tuple[type[CloisterError], str, str]]] = {
@@ -243,7 +276,19 @@ _REFUSALS: Final[dict[str, tuple[type[CloisterError], str, str]]] = {
     "session-refused": (SessionRefused, "the broker does not know this session (any more)", "attest again"),
     "busy": (NetworkError, "the broker is busy", "try again in a minute"),
     "state-damaged": (BrokerError, "the broker's state is damaged", _OPERATOR),
+    "rollback-found": (BrokerError, "the broker's state is an old copy of itself", _OPERATOR),
+    "fork-found": (BrokerError, "the broker's state runs twice", _OPERATOR),
     "internal": (BrokerError, "the broker failed", _OPERATOR),
+    "none-left": (ReleaseRefused, "the resource was released as often as its rule allows", _RULE),
+    "unwitnessed": (NetworkError, "the broker's witnesses did not confirm its state", _LATER),
+    "unavailable": (NetworkError, "something that the broker needs does not answer", _LATER),
+    "locked": (
+        NetworkError,
+        "the broker waits for its owners' shares",
+        "its owners run `cloister owner unlock`",
+    ),
+    "too-many-requests": (NetworkError, "the broker takes no more requests from here", _LATER),
+    "superseded": (Superseded, "the broker knows a newer version", "read the newest first"),
     "unsupported-version": (BrokerError, "the broker speaks another version of the protocol", _PROTOCOL),
     "unsupported-tee": (BrokerError, "the broker does not take this kind of TEE", _PROTOCOL),
     "unsupported-profile": (BrokerError, "the broker does not take our evidence", _PROTOCOL),

@@ -2,6 +2,8 @@
 
 One algorithm for each key type and one content encryption. The protected header names the resource, so that one answer
 cannot be passed off as another. Compression, foreign headers and unprotected headers are refused.
+Trustee's guests parse the protected header and authenticate it as *they* would write it: ``alg``, ``enc``, then the
+other members sorted, at every depth. So it is written in that order here, and any other reader does not care.
 """
 
 from __future__ import annotations
@@ -95,12 +97,19 @@ def key_digest(key: TeeKey) -> str:
 def _public(key: TeeKey) -> Any:
     plain = parse_json(encode_json(key), what="TEE key")
     try:
-        kind = ECKey if isinstance(key, EcKey) else RSAKey
+        kind = _SortedEcKey if isinstance(key, EcKey) else RSAKey
         imported = kind.import_key(plain)
         _ = imported.public_key  # reading it makes joserfc build, and so check, the key
     except (JoseError, ValueError):
         raise FormatError("the TEE key is not a key of its kind") from None
     return imported
+
+
+class _SortedEcKey(ECKey):
+    """A key, and so the ephemeral key beside it, whose JWK has its members in the order of their names."""
+
+    def as_dict(self, private: bool = False, **params: Any) -> Any:
+        return dict(sorted(super().as_dict(private, **params).items()))
 
 
 def _registry() -> Any:

@@ -1,21 +1,24 @@
 """Wire records of the KBS attestation protocol, and their strict readers (docs/spec/kbs.md). Pure.
 
-The form of the evidence is what the session's profile says, never what the bytes look like.
+The form of the evidence is what the session's profile says, never what the bytes look like. What only guests of the
+Confidential Containers send is in trustee.py.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from typing import Final, Literal
+import re
+from typing import Any, Final, Literal
 
 from cloister.encoding import Record, b64url_decode, decode_json, encode_json
 from cloister.errors import BrokerError, FormatError
 from cloister.evidence.binding import NONCE_SIZE
-from cloister.evidence.bundle import TEE_KINDS, EvidenceBundle, TeeKind
+from cloister.evidence.bundle import EvidenceBundle, TeeKind
 from cloister.sealing.uri import KeyUri, parse_key_uri
 
 VERSION: Final = "0.4.0"
+"""The only version spoken, as in Trustee: 0.1 to 0.3 have other records and, 0.1, RSA with PKCS #1 v1.5."""
 PROFILE: Final = "cloister/evidence/v1"
 PREFIX: Final = "/kbs/v0"
 AUTH_PATH: Final = f"{PREFIX}/auth"
@@ -29,6 +32,9 @@ MAX_ATTEST = 2 << 20
 MAX_TOKEN = 8 * 1024
 MAX_ANSWER = 1 << 20
 
+HashName = Literal["sha256", "sha384", "sha512"]
+
+_PURPOSE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _COORDINATE = {"P-256": 32, "P-384": 48, "P-521": 66}
 
 
@@ -36,7 +42,10 @@ class Unsupported(BrokerError):
     """Another protocol version, TEE or evidence profile; ``kind`` is which."""
 
     def __init__(self, kind: Literal["version", "tee", "profile"], what: str) -> None:
-        super().__init__(what, todo=f"this broker speaks version {VERSION} with profile {PROFILE}")
+        super().__init__(
+            what,
+            todo=f"this broker speaks version {VERSION} with profile {PROFILE}, or as Trustee's guests do",
+        )
         self.kind = kind
 
 
@@ -49,18 +58,26 @@ class AuthRequest(Record, frozen=True, kw_only=True, rename={"extra_params": "ex
 
     version: str
     tee: str
-    extra_params: dict[str, object] | str = ""
+    extra_params: dict[str, Any] | str = ""
 
 
-class NoParameters(Record, frozen=True, kw_only=True):
-    """An empty object."""
+class ChallengeParameters(
+    Record,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    rename={"selected_hash_algorithm": "selected-hash-algorithm"},
+):
+    """Empty, or for a guest that named hash algorithms the one that binds its runtime data."""
+
+    selected_hash_algorithm: HashName | None = None
 
 
 class Challenge(Record, frozen=True, kw_only=True, rename={"extra_params": "extra-params"}):
     """Its answer. ``nonce`` is 32 bytes in standard base64."""
 
     nonce: str
-    extra_params: NoParameters = NoParameters()
+    extra_params: ChallengeParameters = ChallengeParameters()
 
 
 class EcKey(Record, frozen=True, kw_only=True, tag_field="kty", tag="EC"):
@@ -83,11 +100,13 @@ class RsaKey(Record, frozen=True, kw_only=True, tag_field="kty", tag="RSA"):
 TeeKey = EcKey | RsaKey
 
 
-class RuntimeData(Record, frozen=True, kw_only=True, rename={"tee_pubkey": "tee-pubkey"}):
+class RuntimeData(Record, frozen=True, kw_only=True, omit_defaults=True, rename={"tee_pubkey": "tee-pubkey"}):
     """What the quote binds: the challenge and the key that answers are encrypted to."""
 
     nonce: str
     tee_pubkey: TeeKey
+    purpose: str | None = None
+    """What the workload says it wants resources for: its own word, bound in its quote."""
 
 
 class TeeEvidence(Record, frozen=True, kw_only=True):
@@ -135,18 +154,12 @@ class Problem(Record, frozen=True, kw_only=True):
     detail: str
 
 
-def parse_auth(body: bytes) -> TeeKind:
-    """The TEE kind of an acceptable request. Raises :class:`FormatError` or :class:`Unsupported`."""
+def parse_auth(body: bytes) -> AuthRequest:
+    """A request of our version. Raises :class:`FormatError` or :class:`Unsupported`."""
     request = decode_json(body, AuthRequest, what="KBS request", limit=MAX_AUTH)
     if request.version != VERSION:
         raise Unsupported("version", "another version of the KBS protocol was asked for")
-    extra = request.extra_params
-    if not isinstance(extra, dict) or extra.get("profile") != PROFILE or len(extra) != 1:
-        raise Unsupported("profile", "no evidence profile of ours was asked for")
-    for kind in TEE_KINDS:
-        if request.tee == kind:
-            return kind
-    raise Unsupported("tee", "another kind of TEE was announced")
+    return request
 
 
 def auth_request(tee: TeeKind) -> bytes:
@@ -156,8 +169,10 @@ def auth_request(tee: TeeKind) -> bytes:
 
 def parse_challenge(body: bytes) -> tuple[str, bytes]:
     """The nonce as text (it is echoed as such) and as 32 bytes. Raises :class:`FormatError`."""
-    text = decode_json(body, Challenge, what="KBS challenge", limit=MAX_AUTH).nonce
-    return text, decode_nonce(text)
+    challenge = decode_json(body, Challenge, what="KBS challenge", limit=MAX_AUTH)
+    if challenge.extra_params != ChallengeParameters():
+        raise FormatError("the challenge selects a hash algorithm, which our profile has none of")
+    return challenge.nonce, decode_nonce(challenge.nonce)
 
 
 def encode_nonce(nonce: bytes) -> str:
@@ -193,7 +208,14 @@ def parse_runtime_data(data: bytes) -> RuntimeData:
     runtime = decode_json(data, RuntimeData, what="runtime data", limit=MAX_AUTH)
     if encode_json(runtime) != data:
         raise FormatError("runtime data is not canonical JSON (RFC 8785)")
+    return check_runtime_data(runtime)
+
+
+def check_runtime_data(runtime: RuntimeData) -> RuntimeData:
+    """``runtime`` if its values can be meant: nonce, purpose, sizes of the key. Raises :class:`FormatError`."""
     decode_nonce(runtime.nonce)
+    if runtime.purpose is not None and not _PURPOSE.fullmatch(runtime.purpose):
+        raise FormatError("a purpose is 1 to 64 of A-Z a-z 0-9 . _ -, and does not start with a dot")
     key = runtime.tee_pubkey
     if isinstance(key, EcKey):
         for name, value in (("x", key.x), ("y", key.y)):

@@ -1,7 +1,8 @@
 """Attestation sessions: a challenge spent once, then an attested key for minutes (docs/spec/kbs.md). In memory.
 
-Identifiers are kept only as digests; an attested session has another identifier than its challenge, so that nobody who
-planted or saw the first one shares it. When the table is full new ones are refused and nothing is evicted.
+Identifiers are kept only as digests; an attested session has another identifier than its challenge, so that nobody
+who planted or saw the first one shares it. When a table is full, or the evidence held is over its bound, new ones are
+refused and nothing is evicted.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from cloister.broker.profiles import Announced, Presented
 from cloister.broker.protocol import RuntimeData
 from cloister.encoding import b64url_decode, b64url_encode
 from cloister.errors import BrokerError, FormatError, SessionRefused
 from cloister.evidence.binding import NONCE_SIZE
-from cloister.evidence.bundle import EvidenceBundle, TeeKind
 
 CHALLENGE_SECONDS = 60
 SESSION_SECONDS = 300
 MAX_OPEN = 4096
+MAX_CHALLENGES = 65_536
+"""Challenges that wait; each takes a few hundred bytes, and one peer alone must not fill the table within its minute."""
+MAX_HELD = 256 << 20
+"""Bytes of evidence that all sessions together keep."""
 ID_SIZE = 32
 
 
@@ -34,8 +39,9 @@ class Pending:
     """A challenge that waits for its one attestation. ``expires`` in Unix seconds."""
 
     nonce: bytes
-    tee: TeeKind
+    announced: Announced
     expires: int
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +49,20 @@ class Attested:
     """Evidence that was appraised, kept so that each rule can appraise it anew at the moment of release."""
 
     digest: str
-    """SHA-256 of the identifier, hexadecimal: its name in tokens and audit lines."""
+    """SHA-256 of the identifier, hexadecimal: its name in tokens and audit entries."""
     nonce: bytes
-    bundle: EvidenceBundle
-    runtime: RuntimeData
+    presented: Presented
+    policy: str
+    """Digest of the policy that accepted it first: the one to try first again."""
     opened: int
     """Unix seconds: what a policy says about age counts from here, however often the evidence is appraised anew."""
     expires: int
+    size: int
+
+    @property
+    def runtime(self) -> RuntimeData:
+        """The challenge and the key that answers are encrypted to."""
+        return self.presented.runtime
 
 
 _Entry = TypeVar("_Entry", Pending, Attested)
@@ -58,19 +71,34 @@ _Entry = TypeVar("_Entry", Pending, Attested)
 class Sessions:
     """Both tables. Thread-safe; times are arguments."""
 
-    def __init__(self, *, entropy: Callable[[int], bytes] = os.urandom, limit: int = MAX_OPEN) -> None:
+    def __init__(
+        self,
+        *,
+        entropy: Callable[[int], bytes] = os.urandom,
+        limit: int = MAX_OPEN,
+        challenges: int = MAX_CHALLENGES,
+        max_held: int = MAX_HELD,
+    ) -> None:
         self._entropy = entropy
         self._limit = limit
+        self._challenges = challenges
+        self._max_held = max_held
+        self._held = 0
         self._lock = threading.Lock()
         self._pending: dict[str, Pending] = {}
         self._attested: dict[str, Attested] = {}
 
-    def challenge(self, tee: TeeKind, now: int) -> tuple[str, Pending]:
+    @property
+    def open(self) -> int:
+        """Attested sessions, some of which may have ended."""
+        return len(self._attested)
+
+    def challenge(self, announced: Announced, now: int) -> tuple[str, Pending]:
         """A new challenge and its identifier. Raises :class:`TooManySessions`."""
         identifier = b64url_encode(self._entropy(ID_SIZE))
-        pending = Pending(self._entropy(NONCE_SIZE), tee, now + CHALLENGE_SECONDS)
+        pending = Pending(self._entropy(NONCE_SIZE), announced, now + CHALLENGE_SECONDS)
         with self._lock:
-            self._pending = self._room(self._pending, now)
+            self._pending = self._room(self._pending, now, self._challenges)
             self._pending[session_digest(identifier)] = pending
         return identifier, pending
 
@@ -85,15 +113,24 @@ class Sessions:
         return pending
 
     def attested(
-        self, pending: Pending, bundle: EvidenceBundle, runtime: RuntimeData, *, ends: int, now: int
+        self, pending: Pending, presented: Presented, *, policy: str, size: int, ends: int, now: int
     ) -> tuple[str, Attested]:
-        """Open a session under a new identifier, until ``ends`` at most. Raises :class:`TooManySessions`."""
+        """Open a session under a new identifier, until ``ends`` at most. Raises :class:`TooManySessions`.
+
+        ``size`` is what its evidence takes, in bytes.
+        """
         identifier = b64url_encode(self._entropy(ID_SIZE))
         digest = session_digest(identifier)
-        session = Attested(digest, pending.nonce, bundle, runtime, now, min(ends, now + SESSION_SECONDS))
+        expires = min(ends, now + SESSION_SECONDS)
+        session = Attested(digest, pending.nonce, presented, policy, now, expires, size)
         with self._lock:
-            self._attested = self._room(self._attested, now)
+            if self._held + size > self._max_held:
+                self._attested = self._swept(self._attested, now)
+            if self._held + size > self._max_held:
+                raise TooManySessions("open sessions hold too much evidence", todo="try again in a minute")
+            self._attested = self._room(self._attested, now, self._limit)
             self._attested[digest] = session
+            self._held += size
         return identifier, session
 
     def find(self, digest: str, now: int) -> Attested:
@@ -106,13 +143,18 @@ class Sessions:
             )
         return session
 
-    def _room(self, table: dict[str, _Entry], now: int) -> dict[str, _Entry]:
+    def _room(self, table: dict[str, _Entry], now: int, limit: int) -> dict[str, _Entry]:
         # Sweeping only when full keeps a request's cost flat on average.
-        if len(table) >= self._limit:
-            table = {name: entry for name, entry in table.items() if now < entry.expires}
-        if len(table) >= self._limit:
+        if len(table) >= limit:
+            table = self._swept(table, now)
+        if len(table) >= limit:
             raise TooManySessions("too many sessions are open", todo="try again in a minute")
         return table
+
+    def _swept(self, table: dict[str, _Entry], now: int) -> dict[str, _Entry]:
+        kept = {name: entry for name, entry in table.items() if now < entry.expires}
+        self._held -= sum(entry.size for name, entry in table.items() if name not in kept)
+        return kept
 
 
 def session_digest(identifier: str) -> str:

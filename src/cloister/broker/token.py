@@ -1,7 +1,8 @@
 """Attestation tokens: a short EAR (RATS attestation result) as a JWT, ES256 (docs/spec/kbs.md, section 3).
 
-A token says what was found and which session may ask; it opens nothing by itself. Its signing key lives in this process's
-memory only, so a restarted broker knows none of its old tokens.
+A token says what was found and which session may ask; it opens nothing by itself. Its signing key lives in this
+process's memory only, so a restarted broker knows none of its old tokens. The TEE's key stands in ``cnf`` and, for those
+who look where Trustee's tokens have it, under the annotated evidence of ``cpu0``; read back is ``cnf`` alone.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class TokenSigner:
             "jti": session.digest,
             "cnf": {"jwk": _plain(session.runtime.tee_pubkey)},
             "ear.verifier-id": {"developer": "cloister", "build": self._build},
-            "submods": {"cpu0": _submodule(result)},
+            "submods": {"cpu0": _submodule(session, result)},
         }
         return jwt.encode({"typ": "JWT", "alg": "ES256"}, claims, self._key, algorithms=["ES256"])
 
-    def read(self, token: str, now: int) -> Presented:
+    def read(self, token: str, now: int) -> Bearer:
         """What a genuine, unexpired token names. Raises :class:`SessionRefused`."""
         refusal = SessionRefused("this token is not one of ours, or has expired", todo="attest again")
         if len(token) > MAX_TOKEN:
@@ -57,11 +58,11 @@ class TokenSigner:
         # Signed by us, so of the form that sign() gives; the times are what a holder cannot change.
         if not claims["iat"] <= now < claims["exp"]:
             raise refusal
-        return Presented(claims["jti"], encode_json(claims["cnf"]["jwk"]))
+        return Bearer(claims["jti"], encode_json(claims["cnf"]["jwk"]))
 
 
 @dataclass(frozen=True, slots=True)
-class Presented:
+class Bearer:
     """A token's session and the canonical JWK it was issued for."""
 
     session: str
@@ -73,7 +74,7 @@ class Presented:
             raise SessionRefused("this token belongs to another session or key", todo="attest again")
 
 
-def _submodule(result: AttestationResult[RuntimeData]) -> dict[str, Any]:
+def _submodule(session: Attested, result: AttestationResult[RuntimeData]) -> dict[str, Any]:
     claims = result.claims
     hardware = AFFIRMING if claims.tcb_status == "UpToDate" else WARNING
     if claims.simulated:
@@ -85,6 +86,12 @@ def _submodule(result: AttestationResult[RuntimeData]) -> dict[str, Any]:
             "hardware": hardware,
             "executables": AFFIRMING,
             "configuration": AFFIRMING,
+        },
+        "ear.veraison.annotated-evidence": {
+            "runtime_data_claims": {
+                "nonce": session.runtime.nonce,
+                "tee-pubkey": _plain(session.runtime.tee_pubkey),
+            }
         },
     }
 

@@ -16,6 +16,7 @@ Fields = tuple[tuple[bytes, bytes], ...]
 
 ATTESTATION_PATH: Final = "/.well-known/attestation"
 GATEWAY_PATH: Final = "/.well-known/ohttp-gateway"
+MANIFEST_PATH: Final = "/.well-known/cloister-manifest"
 REQUEST_ID_HEADER: Final = b"cloister-request-id"
 REPLICA_HEADER: Final = b"cloister-replica"
 EXTENSION: Final = "cloister.sealed"

@@ -16,6 +16,7 @@ import httpx2
 
 from cloister.appraisal.policy import Policy
 from cloister.channel import transport
+from cloister.channel.manifest_anchor import ManifestAnchor
 from cloister.channel.transport import AsyncSealedTransport, SealedTransport
 
 
@@ -74,13 +75,19 @@ class _AsyncStream(httpx.AsyncByteStream):
         await self._response.aclose()
 
 
-def connect(url: str, *, policy: str | Path | Policy, **settings: Any) -> httpx.Client:
+def connect(
+    url: str,
+    *,
+    policy: str | Path | Policy | None = None,
+    manifest: str | Path | ManifestAnchor | None = None,
+    **settings: Any,
+) -> httpx.Client:
     """As :func:`cloister.connect`, for ``httpx``: verifies now; ``settings`` are those of ``httpx.Client``.
 
     Those that would lead requests around the seal (``proxy``, ``mounts``) raise :class:`UsageError`.
     """
     transport.refuse_ways_around(settings)
-    origin, verification = transport.prepare(url, policy)
+    origin, verification = transport.prepare(url, policy, manifest=manifest)
     sealed = SealedTransport(origin, verification)
     try:
         sealed.verify()
@@ -91,10 +98,16 @@ def connect(url: str, *, policy: str | Path | Policy, **settings: Any) -> httpx.
     return httpx.Client(transport=HttpxTransport(sealed), base_url=url, **settings)
 
 
-def connect_async(url: str, *, policy: str | Path | Policy, **settings: Any) -> httpx.AsyncClient:
+def connect_async(
+    url: str,
+    *,
+    policy: str | Path | Policy | None = None,
+    manifest: str | Path | ManifestAnchor | None = None,
+    **settings: Any,
+) -> httpx.AsyncClient:
     """As :func:`cloister.connect_async`, for ``httpx``: verifies before the first request."""
     transport.refuse_ways_around(settings)
-    origin, verification = transport.prepare(url, policy)
+    origin, verification = transport.prepare(url, policy, manifest=manifest)
     sealed = AsyncSealedTransport(origin, verification)
     settings.setdefault("timeout", httpx.Timeout(600.0, connect=5.0))
     return httpx.AsyncClient(transport=AsyncHttpxTransport(sealed), base_url=url, **settings)

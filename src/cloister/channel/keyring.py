@@ -24,7 +24,7 @@ from cloister.channel.hpke import Kem, KeyPair
 from cloister.channel.ohttp import KeyConfig, ServerKey, encode_key_configs
 from cloister.channel.replay import DEFAULT_CAPACITY, ReplayTable
 from cloister.errors import UnknownKey, UsageError
-from cloister.evidence.key_material import KeyMaterial, encode_key_material
+from cloister.evidence.key_material import BrokerIdentity, KeyMaterial, encode_key_material
 
 MAX_LIFETIME = 3600
 """Seconds from making a key pair to erasing it, at the most."""
@@ -54,7 +54,8 @@ class KeyRing:
     """The keys of one replica, in the memory of one process. Safe to use from several threads.
 
     ``replica`` is the routing hint that evidence carries; ``lifetime`` in seconds (at most an hour); a new
-    generation is shown after half of it. ``ticks`` is a clock in seconds that the host cannot turn.
+    generation is shown after half of it. ``shown`` gives further fields of the key material, read when keys are made:
+    :meth:`rotate` when they changed. ``ticks`` is a clock in seconds that the host cannot turn.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class KeyRing:
         lifetime: int = MAX_LIFETIME,
         capacity: int = DEFAULT_CAPACITY,
         tls_spki_sha256: str | None = None,
+        shown: Callable[[], BrokerIdentity] = BrokerIdentity,
         now: Callable[[], int] = lambda: int(time.time()),
         ticks: Callable[[], float] = seconds_since_boot,
     ) -> None:
@@ -77,6 +79,7 @@ class KeyRing:
         self._lifetime = lifetime
         self._capacity = capacity
         self._tls_spki_sha256 = tls_spki_sha256
+        self._shown = shown
         self._now = now
         self._ticks = ticks
         self._retired: deque[int] = deque(maxlen=_REMEMBERED_IDS)
@@ -194,11 +197,14 @@ class KeyRing:
             pair = KeyPair.generate(kem)
             keys.append(ServerKey(KeyConfig(key_id, kem, pair.public_key), pair))
         not_after = now + self._lifetime
+        shown = self._shown()
         material = KeyMaterial(
             ohttp_keys=encode_key_configs([key.config for key in keys]),
             not_after=not_after,
             replica=self.replica,
             tls_spki_sha256=self._tls_spki_sha256,
+            mesh_root_sha256=shown.mesh_root_sha256,
+            manifest_sha256=shown.manifest_sha256,
         )
         return _Generation(
             keys=tuple(keys),

@@ -1,6 +1,6 @@
 """The sealed gateway: an ASGI middleware that lets an application be reached through the seal alone.
 
-It answers the two well-known paths (docs/spec/attestation-endpoint.md), opens sealed requests and dispatches them
+It answers the well-known paths (docs/spec/attestation-endpoint.md), opens sealed requests and dispatches them
 with a scope made of what was inside; nothing of the outer request reaches the application. A request is dispatched
 only when all of it was opened and its encapsulated key was recorded as new. Other requests in plaintext are refused,
 except for GET and HEAD of the paths allowed by name; web sockets are closed.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -60,6 +60,7 @@ class SealedGateway:
     ``max_received`` all messages together while they arrive, ``max_open`` the requests that are received or
     answered at once, ``receive_seconds`` the time one may take to arrive, ``send_seconds`` the time a client may
     take to make room for more of its answer, ``cadence`` the seconds between two flushes of a streamed answer.
+    ``manifest`` gives the newest signed manifest, if the workload has one; it is shown as it is, and must be quick.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SealedGateway:
         receive_seconds: float = 60.0,
         send_seconds: float = 60.0,
         cadence: float = DEFAULT_CADENCE,
+        manifest: Callable[[], bytes | None] | None = None,
     ) -> None:
         self._app = app
         self._keyring = keyring
@@ -86,6 +88,7 @@ class SealedGateway:
         self._receive_seconds = receive_seconds
         self._send_seconds = send_seconds
         self._cadence = cadence
+        self._manifest = manifest
         self._open = 0
         self._received = 0
         self._sweeping: asyncio.TimerHandle | None = None
@@ -111,7 +114,9 @@ class SealedGateway:
                 await self._serve(scope, receive, send)
             elif route == ("GET", headers.GATEWAY_PATH):
                 await asgi.answer(send, 200, KEYS_TYPE, self._keyring.configs())
-            elif scope["path"] in (headers.ATTESTATION_PATH, headers.GATEWAY_PATH):
+            elif route == ("GET", headers.MANIFEST_PATH):
+                await self._show_manifest(send)
+            elif scope["path"] in (headers.ATTESTATION_PATH, headers.GATEWAY_PATH, headers.MANIFEST_PATH):
                 await asgi.refuse(send, problems.METHOD, "see docs/spec/attestation-endpoint.md")
             else:
                 raise PlaintextRequest(_HINT)
@@ -137,6 +142,16 @@ class SealedGateway:
             await asgi.refuse(send, problems.FAILED, "the attester failed; its own log says why")
             return
         await asgi.answer(send, 200, "application/json", encode_bundle(bundle))
+
+    async def _show_manifest(self, send: asgi.Send) -> None:
+        """What owners signed needs no seal: the signatures are what a client believes."""
+        signed = None if self._manifest is None else self._manifest()
+        if signed is None:
+            await asgi.refuse(
+                send, problems.NO_MANIFEST, "this workload was given none; connect with a policy"
+            )
+        else:
+            await asgi.answer(send, 200, "application/json", signed)
 
     async def _serve(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         media_type = (headers.first(scope["headers"], b"content-type") or b"").decode("latin-1")

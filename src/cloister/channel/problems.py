@@ -50,6 +50,7 @@ TOO_SLOW: Final = Problem(408, _OWN + "too-slow", "The request did not arrive in
 MEDIA_TYPE: Final = Problem(415, _OWN + "media-type", "Unsupported media type", "media_type")
 METHOD: Final = Problem(405, _OWN + "method", "Method not allowed", "method")
 OVERLOADED: Final = Problem(503, _OWN + "overloaded", "Too much at once", "overloaded")
+NO_MANIFEST: Final = Problem(404, _OWN + "no-manifest", "No manifest", "no_manifest")
 FAILED: Final = Problem(503, _OWN + "no-evidence", "No evidence can be made", "no_evidence")
 SEALED_REQUIRED: Final = Problem(
     403, _OWN + "sealed-request-required", "Sealed request required", "sealed_request_required"

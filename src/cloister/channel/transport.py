@@ -23,6 +23,7 @@ import httpx2
 from cloister.appraisal.policy import Policy, read_policy
 from cloister.appraisal.result import AttestationResult
 from cloister.channel.exchange import AnswerReader, PlainRequest
+from cloister.channel.manifest_anchor import Anchored, ManifestAnchor, read_anchor
 from cloister.channel.verification import Verification
 from cloister.channel.wire import DEFAULT_TIMEOUT, AsyncSealedStream, AsyncWire, SealedStream, Wire
 from cloister.errors import NetworkError, UsageError
@@ -63,7 +64,8 @@ class SealedTransport(httpx2.BaseTransport):
     ) -> None:
         self._origin = origin
         self._verification = verification
-        self._outer = outer or httpx2.HTTPTransport()
+        # Over plain HTTP nothing needs certificates, and loading them takes longer than a verification.
+        self._outer = outer or httpx2.HTTPTransport(verify=origin.scheme == "https")
 
     @property
     def attestation(self) -> AttestationResult[KeyMaterial] | None:
@@ -95,7 +97,7 @@ class AsyncSealedTransport(httpx2.AsyncBaseTransport):
     ) -> None:
         self._origin = origin
         self._verification = verification
-        self._outer = outer or httpx2.AsyncHTTPTransport()
+        self._outer = outer or httpx2.AsyncHTTPTransport(verify=origin.scheme == "https")
 
     @property
     def attestation(self) -> AttestationResult[KeyMaterial] | None:
@@ -123,7 +125,7 @@ def _plain_request(origin: httpx2.URL, request: httpx2.Request, body: bytes) -> 
     if _origin_of(request.url) != origin:
         raise UsageError(
             f"this client is connected to {origin} and sends nothing to {request.url.host}",
-            todo="connect() to that origin as well, with a policy for it",
+            todo="connect() to that origin as well, with a policy or a manifest for it",
         )
     if len(body) > MAX_REQUEST:
         raise UsageError(f"the request's body is {len(body)} bytes long, over {MAX_REQUEST}")
@@ -205,7 +207,8 @@ class AsyncSealedClient(httpx2.AsyncClient):
 def connect(
     url: str,
     *,
-    policy: str | Path | Policy,
+    policy: str | Path | Policy | None = None,
+    manifest: str | Path | ManifestAnchor | None = None,
     timeout: float | httpx2.Timeout | None = DEFAULT_TIMEOUT,
     transport: httpx2.BaseTransport | None = None,
     headers: Mapping[str, str] | None = None,
@@ -215,12 +218,16 @@ def connect(
 ) -> SealedClient:
     """Verify the workload at ``url`` and return a client whose every request is sealed to it.
 
-    ``url`` is an origin (``http://host:8000``), with or without ``/v1``. ``policy`` is a policy or the path of
-    one. ``timeout`` in seconds for requests. ``transport`` carries the sealed bytes (a proxy, a test). Only the
-    post-quantum KEM is used unless ``allow_classical_kem``. ``now`` and ``nonce`` are for tests.
-    Raises :class:`NetworkError`, :class:`~cloister.errors.PolicyError` and what appraisal raises.
+    ``url`` is an origin (``http://host:8000``), with or without ``/v1``. ``policy`` is a policy or the path of one;
+    instead of it ``manifest`` is an anchor or the path of one, and takes whatever reference values the pinned owners
+    sign for the workload. ``timeout`` in seconds for requests. ``transport`` carries the sealed bytes (a proxy, a
+    test). Only the post-quantum KEM is used unless ``allow_classical_kem``. ``now`` and ``nonce`` are for tests.
+    Raises :class:`NetworkError`, :class:`~cloister.errors.PolicyError`, :class:`~cloister.errors.ManifestError` and
+    what appraisal raises.
     """
-    origin, verification = prepare(url, policy, now=now, nonce=nonce, allow_classical_kem=allow_classical_kem)
+    origin, verification = prepare(
+        url, policy, manifest=manifest, now=now, nonce=nonce, allow_classical_kem=allow_classical_kem
+    )
     sealed = SealedTransport(origin, verification, transport)
     try:
         sealed.verify()
@@ -233,7 +240,8 @@ def connect(
 def connect_async(
     url: str,
     *,
-    policy: str | Path | Policy,
+    policy: str | Path | Policy | None = None,
+    manifest: str | Path | ManifestAnchor | None = None,
     timeout: float | httpx2.Timeout | None = DEFAULT_TIMEOUT,
     transport: httpx2.AsyncBaseTransport | None = None,
     headers: Mapping[str, str] | None = None,
@@ -246,15 +254,18 @@ def connect_async(
     It returns at once; the workload is verified on ``async with``, on ``await client.verify()``, or before the
     first byte of the first request leaves, where what is wrong is raised.
     """
-    origin, verification = prepare(url, policy, now=now, nonce=nonce, allow_classical_kem=allow_classical_kem)
+    origin, verification = prepare(
+        url, policy, manifest=manifest, now=now, nonce=nonce, allow_classical_kem=allow_classical_kem
+    )
     sealed = AsyncSealedTransport(origin, verification, transport)
     return AsyncSealedClient(sealed, base_url=url, timeout=timeout, headers=headers)
 
 
 def prepare(
     url: str,
-    policy: str | Path | Policy,
+    policy: str | Path | Policy | None = None,
     *,
+    manifest: str | Path | ManifestAnchor | None = None,
     now: Callable[[], int] = wall_clock,
     nonce: Callable[[], bytes] = fresh_nonce,
     allow_classical_kem: bool = False,
@@ -271,7 +282,20 @@ def prepare(
             f"the address of {parsed.host} has more than an origin",
             todo="give http://host:port or http://host:port/v1",
         )
-    loaded = policy if isinstance(policy, Policy) else read_policy(policy)
     return _origin_of(parsed), Verification(
-        policy=loaded, nonce=nonce, now=now, allow_classical_kem=allow_classical_kem
+        accepts=_accepts(policy, manifest), nonce=nonce, now=now, allow_classical_kem=allow_classical_kem
     )
+
+
+def _accepts(
+    policy: str | Path | Policy | None, manifest: str | Path | ManifestAnchor | None
+) -> Policy | Anchored:
+    """Who is accepted: exactly one of the two says it."""
+    if manifest is not None and policy is None:
+        return Anchored(manifest if isinstance(manifest, ManifestAnchor) else read_anchor(manifest))
+    if policy is None or manifest is not None:
+        raise UsageError(
+            "a workload is accepted by a policy or by a manifest",
+            todo="pass exactly one of policy=… and manifest=…",
+        )
+    return policy if isinstance(policy, Policy) else read_policy(policy)

@@ -4,6 +4,9 @@ No I/O here: what has to be sent is yielded as a step and a driver performs it (
 and the asynchronous client are one piece of code. Nothing is sealed to a key that is not in an
 :class:`~cloister.appraisal.result.AttestationResult` that still stands. Of a plaintext answer nothing is believed;
 the claim that a key is gone leads to one new verification, and to one retry only if the attested key did change.
+
+Who pins owners instead of a policy asks for the newest manifest first, each time, and then for evidence that meets one of
+the policies which it has for the workload.
 """
 
 from __future__ import annotations
@@ -19,30 +22,50 @@ from cloister.appraisal.result import AttestationResult
 from cloister.channel import headers
 from cloister.channel.exchange import AnswerReader, PlainRequest, SealedExchange
 from cloister.channel.hpke import Kem
+from cloister.channel.manifest_anchor import Anchored, AnchoredManifest, Seen
 from cloister.channel.ohttp import CHUNKED_REQUEST_TYPE, CHUNKED_RESPONSE_TYPE, KeyConfig, parse_key_configs
 from cloister.channel.problems import MAX_PROBLEM, says_key_may_be_gone
 from cloister.encoding import b64url_encode, encode_json
-from cloister.errors import ChannelError, EvidenceError, FormatError, PlaintextResponse, UnknownKey
-from cloister.evidence.bundle import MAX_BUNDLE, parse_bundle
+from cloister.errors import (
+    AppraisalRefused,
+    ChannelError,
+    CloisterError,
+    EvidenceError,
+    FormatError,
+    ManifestError,
+    PlaintextResponse,
+    UnknownKey,
+)
+from cloister.evidence.bundle import MAX_BUNDLE, EvidenceBundle, parse_bundle
 from cloister.evidence.key_material import KeyMaterial, parse_key_material
+from cloister.manifest.signed import MAX_SIGNED
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Step: POST ``content`` to ``path``; answered by a :class:`Head`. Closes what was open before."""
+    """Step: send ``content`` to ``path``; answered by a :class:`Head`. Closes what was open before."""
 
     path: str
     fields: headers.Fields
     content: bytes
     quick: bool = False
     """Bounded by the time of a verification instead of that of the caller's request."""
+    method: str = "POST"
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
     """Step: the next bytes of the answer; answered by ``bytes``, empty at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Step: remember which manifest was accepted; answered by nothing."""
+
+    anchored: Anchored
+    seen: Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +81,27 @@ class Head:
     media_type: str
 
 
-Steps = Generator[Send | Read | Close, Any, T]
+Steps = Generator[Send | Read | Keep | Close, Any, T]
 
 
 class Verification:
     """The current result for one origin, and how to get another.
 
-    ``nonce`` draws 32 fresh bytes; ``now`` is Unix seconds and never counts as earlier than the newest issue date
-    of collateral that was verified here. Safe to share between threads: at worst two verify at once.
+    ``accepts`` is a policy, or the anchor of a manifest. ``nonce`` draws 32 fresh bytes; ``now`` is Unix seconds and
+    never counts as earlier than the newest issue date of collateral that was verified here. Safe to share between
+    threads: at worst two verify at once.
     """
 
     def __init__(
         self,
         *,
-        policy: Policy,
+        accepts: Policy | Anchored,
         nonce: Callable[[], bytes],
         now: Callable[[], int],
         allow_classical_kem: bool = False,
     ) -> None:
         self.result: AttestationResult[KeyMaterial] | None = None
-        self._policy = policy
+        self._accepts = accepts
         self._nonce = nonce
         self._now = now
         self._kems = (Kem.X_WING, Kem.X25519) if allow_classical_kem else (Kem.X_WING,)
@@ -85,7 +109,9 @@ class Verification:
         self._lock = threading.Lock()
 
     def verify(self) -> Steps[AttestationResult[KeyMaterial]]:
-        """Ask for evidence over a fresh nonce and appraise it. Raises what appraisal raises."""
+        """Ask for evidence over a fresh nonce and appraise it. Raises what appraisal raises, or ManifestError."""
+        accepted = self._accepts
+        manifest = (yield from self._ask_manifest(accepted)) if isinstance(accepted, Anchored) else accepted
         nonce = self._nonce()
         question = encode_json({"nonce": b64url_encode(nonce)})
         fields = ((b"content-type", b"application/json"), (b"accept", b"application/json"))
@@ -96,18 +122,25 @@ class Verification:
                 f"no evidence was shown: the answer was status {head.status}",
                 todo="check the address; is this a Cloister service?",
             )
-        result = appraise(
-            parse_bundle(body),
-            nonce=nonce,
-            policy=self._policy,
-            now=self.now(),
-            decode=parse_key_material,
-            not_after=lambda material: material.not_after,
-        )
+        result = _appraise(parse_bundle(body), manifest, nonce=nonce, now=self.now())
         with self._lock:
             self._floor = max(self._floor, result.claims.issued_at)
             self.result = result
         return result
+
+    def _ask_manifest(self, anchored: Anchored) -> Steps[AnchoredManifest]:
+        """The newest manifest, taken from an answer in the clear by its signatures alone."""
+        fields = ((b"accept", b"application/json"),)
+        head = yield Send(path=headers.MANIFEST_PATH, fields=fields, content=b"", quick=True, method="GET")
+        body = yield from _read_all(MAX_SIGNED)
+        if head.status != 200:
+            raise ManifestError(
+                f"no manifest was shown: the answer was status {head.status}",
+                todo="give the workload its signed manifest, or connect with a policy",
+            )
+        manifest = anchored.take(body)
+        yield Keep(anchored, manifest.seen)
+        return manifest
 
     def now(self) -> int:
         """The time, never before what verified collateral proves."""
@@ -164,6 +197,36 @@ class Verification:
             "the workload shows no post-quantum key (X-Wing)",
             todo="pass allow_classical_kem=True to use X25519",
         )
+
+
+def _appraise(
+    bundle: EvidenceBundle, accepted: Policy | AnchoredManifest, *, nonce: bytes, now: int
+) -> AttestationResult[KeyMaterial]:
+    """Appraise by the policy, or by whichever of the manifest's the evidence meets."""
+    policies = (accepted,) if isinstance(accepted, Policy) else accepted.policies
+    refusals: list[CloisterError] = []
+    for policy in policies:
+        try:
+            return appraise(
+                bundle,
+                nonce=nonce,
+                policy=policy,
+                now=now,
+                decode=parse_key_material,
+                not_after=lambda material: material.not_after,
+            )
+        except CloisterError as error:
+            if len(policies) == 1:
+                raise
+            refusals.append(error)
+    reasons = "; ".join(
+        f"{number}. {policy.digest[:16]}: {error.what}"
+        for number, (policy, error) in enumerate(zip(policies, refusals, strict=True), 1)
+    )
+    raise AppraisalRefused(
+        f"the evidence meets none of the {len(policies)} policies that the manifest has for it: {reasons}",
+        todo="if the workload changed, the owners sign a manifest with its new reference values",
+    )
 
 
 def _outer_fields(material: KeyMaterial) -> headers.Fields:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import httpx2
 
 from cloister.channel.exchange import AnswerReader
-from cloister.channel.verification import Close, Head, Read, Send, Steps
+from cloister.channel.verification import Close, Head, Keep, Read, Send, Steps
 
 T = TypeVar("T")
 
@@ -42,9 +42,12 @@ class Wire:
             self.close()
             raise
 
-    def _perform(self, step: Send | Read | Close) -> Head | bytes | None:
+    def _perform(self, step: Send | Read | Keep | Close) -> Head | bytes | None:
         if isinstance(step, Read):
             return self.read()
+        if isinstance(step, Keep):
+            step.anchored.keep(step.seen)
+            return None
         self.close()
         if isinstance(step, Close):
             return None
@@ -85,9 +88,13 @@ class AsyncWire:
             await self.close()
             raise
 
-    async def _perform(self, step: Send | Read | Close) -> Head | bytes | None:
+    async def _perform(self, step: Send | Read | Keep | Close) -> Head | bytes | None:
         if isinstance(step, Read):
             return await self.read()
+        if isinstance(step, Keep):
+            # A small file, written only when the version rises: not worth a thread, which only asyncio would know.
+            step.anchored.keep(step.seen)
+            return None
         await self.close()
         if isinstance(step, Close):
             return None
@@ -151,7 +158,7 @@ def _outer_request(origin: httpx2.URL, step: Send, extensions: dict[str, Any]) -
     """Nothing of the caller's request is in it but its time limits."""
     timeout = VERIFY_TIMEOUT.as_dict() if step.quick else extensions.get("timeout", DEFAULT_TIMEOUT.as_dict())
     return httpx2.Request(
-        "POST",
+        step.method,
         origin.join(step.path),
         headers=list(step.fields),
         content=step.content,

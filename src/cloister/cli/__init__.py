@@ -17,12 +17,15 @@ import click
 import typer
 
 from cloister.cli import (
+    audit,
     broker,
     doctor,
     endorsements,
     inspect,
     keys,
+    manifest,
     measure,
+    owner,
     policy,
     seal,
     serve,
@@ -30,11 +33,23 @@ from cloister.cli import (
     token,
     unseal,
     verify,
+    witness,
 )
 from cloister.errors import EXIT_USAGE, CloisterError
 
 EXIT_INTERRUPTED = 130
-_EXTRAS = {"starlette": "inference", "uvicorn": "inference", "xllamacpp": "inference"}
+_EXTRAS = {
+    "starlette": "inference",
+    "uvicorn": "inference",
+    "xllamacpp": "inference",
+    "sqlalchemy": "broker",
+    "alembic": "broker",
+    "Crypto": "broker",
+    "prometheus_client": "broker",
+    "psycopg": "postgres",
+    "pkcs11": "hsm",
+    "kmip": "kmip",
+}
 """Which extra brings a package that a plain installation lacks."""
 
 
@@ -73,6 +88,10 @@ def build() -> typer.Typer:
     app.command("doctor")(doctor.command)
     app.add_typer(keys.app, name="keys")
     app.add_typer(broker.app, name="broker")
+    app.add_typer(manifest.app, name="manifest")
+    app.add_typer(owner.app, name="owner")
+    app.add_typer(audit.app, name="audit")
+    app.add_typer(witness.app, name="witness")
     app.add_typer(endorsements.app, name="endorsements")
     app.add_typer(measure.app, name="measure")
     app.add_typer(policy.app, name="policy")

@@ -77,15 +77,24 @@ def serve(
 
 @app.command("broker")
 def broker(
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--origin",
+            metavar="HEX",
+            help="Whose broker: `cloister manifest origin` of the first manifest. Without it, laptop mode.",
+        ),
+    ] = None,
     simulated_tee: SimulatedOption = None,
     min_evaluation_number: MinimumOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The policy for `cloister broker serve`."""
-    from cloister.broker.configuration import broker_events
+    from cloister.broker.configuration import broker_events, owners_configuration
 
-    _write(broker_events(), simulated_tee, min_evaluation_number, out, as_json)
+    configuration = None if origin is None else owners_configuration(origin)
+    _write(broker_events(configuration), simulated_tee, min_evaluation_number, out, as_json)
 
 
 def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,6 +69,13 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Engine threads; default: all cores.")
     ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest",
+            help="Show clients this signed manifest, which may be replaced while the workload serves.",
+        ),
+    ] = None,
     simulated_tee: SimulatedOption = None,
     tee: TeeOption = "auto",
     gpus: GpusOption = False,
@@ -132,6 +140,7 @@ def command(
             threads=threads,
             replica="replica-0",
             progress=progress,
+            manifest=None if manifest is None else shown_manifest(manifest),
         )
     finally:
         if isinstance(keys, BrokerKeys):
@@ -140,6 +149,40 @@ def command(
         run_server(workload.gateway, listener, name="inference", as_json=as_json)
     finally:
         workload.close()
+
+
+def shown_manifest(path: Path) -> Callable[[], bytes | None]:
+    """The newest content of a manifest's file, read again when it changed. Raises :class:`UsageError` if it is none now.
+
+    A file that is missing or broken later on is left alone: the last good one is shown.
+    """
+    from cloister.errors import CloisterError
+    from cloister.manifest.manifest import parse_manifest
+    from cloister.manifest.signed import encode_signed
+    from cloister.manifest.storage import read_signed
+
+    def read() -> tuple[tuple[int, int], bytes]:
+        stat = path.stat()
+        signed = read_signed(path)
+        parse_manifest(signed.document)
+        return (stat.st_mtime_ns, stat.st_ino), encode_signed(signed)
+
+    try:
+        newest = read()
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror})", todo="check --manifest") from None
+
+    def show() -> bytes | None:
+        nonlocal newest
+        try:
+            stat = path.stat()
+            if (stat.st_mtime_ns, stat.st_ino) != newest[0]:
+                newest = read()
+        except (OSError, CloisterError):
+            pass
+        return newest[1]
+
+    return show
 
 
 def parse_signers(index_signer: list[str] | None) -> frozenset[bytes]:

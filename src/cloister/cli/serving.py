@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cloister.attester import Attester, DeviceAttester
     from cloister.attester.local import Machine
     from cloister.attester.simulated import SimulatedPlatform
+    from cloister.evidence.bundle import TeeKind
     from cloister.evidence.eventlog import LaunchEvent
 
 EXIT_TERMINATED = 143
@@ -109,6 +110,37 @@ def open_tee(
     return Tee(launch, EndorsedDeviceAttester(devices, fetcher, time.time) if devices else None)
 
 
+@dataclass(frozen=True, slots=True)
+class GuestEndorsements:
+    """Where endorsements come from for evidence that brings none: guests of others (docs/spec/kbs.md)."""
+
+    evidence: Callable[[TeeKind, bytes], bytes] | None = None
+    devices: Callable[[bytes], bytes] | None = None
+
+
+def guest_endorsements(
+    simulated: Path | None,
+    *,
+    pccs: str | None = None,
+    ca_file: Path | None = None,
+    no_endorsements: bool = False,
+) -> GuestEndorsements:
+    """The vendors' services, or those of the simulated platform; none where none shall be fetched."""
+    if simulated is not None:
+        from cloister.attester.simulated import SimulatedPlatform
+
+        platform = SimulatedPlatform.load(simulated)
+        return GuestEndorsements(lambda _tee, _quote: platform.tee("tdx").quote(bytes(64)).endorsements)
+    if no_endorsements:
+        return GuestEndorsements()
+    from cloister.attester.probes import trusting
+    from cloister.endorsements.fetch import Fetcher
+    from cloister.endorsements.services import INTEL_PCS, Services
+
+    fetcher = Fetcher(services=Services(intel=pccs or INTEL_PCS), transport=trusting(ca_file))
+    return GuestEndorsements(fetcher.endorsements, fetcher.device_endorsements)
+
+
 def open_machine(asked: str = "auto") -> Machine:
     """This machine's own TEE, named on standard error. Raises as :func:`open_tee`."""
     from rich.console import Console
@@ -187,7 +219,11 @@ def take_port(host: str, port: int) -> socket.socket:
 
 def run_server(app: Any, taken: socket.socket, *, name: str, as_json: bool) -> None:
     """Serve ``app`` until a signal, then stop gracefully. Requests are never logged: paths are in the clear there."""
+    import resource
+
     import uvicorn
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are in this memory: no image of it is written
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     host, port = taken.getsockname()[:2]
@@ -206,6 +242,7 @@ def run_server(app: Any, taken: socket.socket, *, name: str, as_json: bool) -> N
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=5,
+        timeout_keep_alive=65,  # a client that is slow must not send into a connection that is just being closed
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = _AnnouncingServer(config, ready)

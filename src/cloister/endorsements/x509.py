@@ -124,10 +124,10 @@ class RevocationList:
 
 
 @lru_cache(maxsize=128)
-def read_certificate(der: bytes) -> Certificate:
+def read_certificate(der: bytes, *, limit: int = MAX_CERTIFICATE) -> Certificate:
     """Read, not verify. Raises :class:`~cloister.errors.EndorsementError`."""
-    if len(der) > MAX_CERTIFICATE:
-        raise EndorsementError(f"a certificate of {len(der)} bytes is over its bound of {MAX_CERTIFICATE}")
+    if len(der) > limit:
+        raise EndorsementError(f"a certificate of {len(der)} bytes is over its bound of {limit}")
     outer = Der(der, "certificate")
     signed, algorithm, signature = _envelope(outer)
     body = Der(signed, "certificate").enter(SEQUENCE)

@@ -6,6 +6,7 @@ and nobody re-encodes it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from cloister.encoding import Record, decode_json, encode_json, from_hex
@@ -13,6 +14,14 @@ from cloister.errors import FormatError
 
 FORMAT: Final = "cloister/key-material/v1"
 MAX_KEY_MATERIAL = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerIdentity:
+    """What a key broker shows of itself in its key material; the fields are those of :class:`KeyMaterial`."""
+
+    mesh_root_sha256: str | None = None
+    manifest_sha256: str | None = None
 
 
 class KeyMaterial(Record, frozen=True, kw_only=True):
@@ -27,6 +36,10 @@ class KeyMaterial(Record, frozen=True, kw_only=True):
     """Routing hint: which replica holds the private keys."""
     tls_spki_sha256: str | None = None
     """Lower-case hexadecimal digest of the server's TLS key, where it has one."""
+    mesh_root_sha256: str | None = None
+    """Of a key broker: SHA-256 of the root certificate (DER) of the mesh that it certifies, hexadecimal."""
+    manifest_sha256: str | None = None
+    """Of a key broker: digest of the manifest in force, hexadecimal."""
 
 
 def parse_key_material(data: bytes) -> KeyMaterial:
@@ -36,8 +49,10 @@ def parse_key_material(data: bytes) -> KeyMaterial:
         raise FormatError("key material names no key")
     if not 1 <= len(material.replica) <= 128:
         raise FormatError("key material names no replica (1 to 128 characters)")
-    if material.tls_spki_sha256 is not None:
-        from_hex(material.tls_spki_sha256, 32, what="tls_spki_sha256 of the key material")
+    for name in ("tls_spki_sha256", "mesh_root_sha256", "manifest_sha256"):
+        digest = getattr(material, name)
+        if digest is not None:
+            from_hex(digest, 32, what=f"{name} of the key material")
     return material
 
 

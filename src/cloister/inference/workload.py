@@ -52,8 +52,12 @@ def start(
     replica: str,
     progress: Progress,
     devices: DeviceAttester | None = None,
+    manifest: Callable[[], bytes | None] | None = None,
 ) -> Workload:
-    """Bring a serving workload up, attested with its ``devices``. Raises what its parts raise; nothing is left open then."""
+    """Bring a serving workload up, attested with its ``devices``. Raises what its parts raise; nothing is left open then.
+
+    ``manifest`` gives the newest signed manifest for clients that accept workloads by it.
+    """
     with ExitStack() as undo:
         descriptor = model.open(keys)
         progress("model", f"opened in memory, index {model.digest.hex()[:16]}…")
@@ -73,5 +77,7 @@ def start(
         keyring = KeyRing(replica=replica)
         undo.callback(keyring.close)
         evidence = EvidenceService(attester, keyring, devices=devices)
-        gateway = SealedGateway(app, keyring=keyring, evidence=evidence, max_request=MAX_REQUEST)
+        gateway = SealedGateway(
+            app, keyring=keyring, evidence=evidence, max_request=MAX_REQUEST, manifest=manifest
+        )
         return Workload(gateway=gateway, close=undo.pop_all().close)

@@ -1,0 +1,423 @@
+"""Custody of the state key: a broker is locked until its owners, a peer, or a passphrase open its state.
+
+Locked, it shows its evidence and takes shares, and does nothing else. It counts as open only when the whole state was
+read and checked and the witnesses said that there is none newer. Shares of a new state are handed out once each, to
+the owner they are for, and nothing is put before enough owners said that they keep theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import sqlalchemy as sa
+
+from cloister.broker import tables
+from cloister.broker.audit import Fact, damaged
+from cloister.broker.clock import RisingClock
+from cloister.broker.keystores import Keystore
+from cloister.broker.state import (
+    DOCUMENT,
+    State,
+    create_state,
+    kept_name,
+    new_state_id,
+    open_state,
+    read_document,
+    stage_document,
+)
+from cloister.broker.state_key import (
+    KEY_SIZE,
+    PassphraseLock,
+    Share,
+    ShareLock,
+    StateDocument,
+    StateKey,
+    check_share,
+    commitment,
+    encode_document,
+    lock_by_owners,
+    open_by_passphrase,
+    open_by_shares,
+)
+from cloister.broker.transaction import Transaction
+from cloister.broker.tree_head import RollbackFound
+from cloister.broker.wire import Progress
+from cloister.broker.witnessing import require_addresses
+from cloister.encoding import encode_json
+from cloister.errors import (
+    BrokerError,
+    CloisterError,
+    KeystoreError,
+    KeystoreUnavailable,
+    ManifestError,
+    NetworkError,
+    SignatureRefused,
+    UnknownResource,
+    UsageError,
+)
+from cloister.manifest.acceptance import AcceptedManifest, accept_genesis
+from cloister.manifest.manifest import Manifest
+from cloister.manifest.owner_key import parse_public_key
+from cloister.manifest.signed import Signed, encode_signed, verified_signers
+
+RETRY_SECONDS: Final = 2.0
+"""How often witnesses that did not answer are asked again."""
+
+_log = logging.getLogger("cloister.broker")
+
+
+Waiting = tuple[State, str, bool]
+"""A state that was read and checked and waits for its witnesses, how it was opened, and whether by shares."""
+
+
+class Locked(BrokerError):
+    """The state waits for its owners' shares."""
+
+
+class Custody:
+    """One process's hold on one state. Thread-safe."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        clock: RisingClock,
+        origin: str | None,
+        stores: Mapping[str, Keystore] | None = None,
+        placed: Mapping[str, str] | None = None,
+        witnesses: Mapping[str, str] | None = None,
+    ) -> None:
+        self.clock = clock
+        self._engine = engine
+        self._origin = origin
+        self._stores = stores
+        self._placed = placed
+        self._witnesses = witnesses
+        self._lock = threading.RLock()
+        self._state: State | None = None
+        self._waiting: Waiting | None = None
+        self._refusal: CloisterError | None = None
+        self._closing = threading.Event()
+        self._logged = False
+        self._offered: dict[str, tuple[Share, int]] = {}
+        self._shares: dict[str, Share] = {}
+
+    def close(self) -> None:
+        """Ask no witness any more, if it still waits for them."""
+        self._closing.set()
+
+    @property
+    def opened(self) -> bool:
+        """Is the state open?"""
+        return self._state is not None
+
+    @property
+    def state(self) -> State:
+        """The opened state. Raises :class:`Locked`."""
+        if self._state is None:
+            if self._refusal is not None:
+                raise self._refusal
+            if self._waiting is not None:
+                raise Locked(
+                    "this broker waits for its witnesses", todo="they serve its log: `cloister owner status`"
+                )
+            raise Locked("this broker's state is locked", todo="its owners run `cloister owner unlock`")
+        return self._state
+
+    def document(self) -> StateDocument:
+        """How the state is opened. While it is locked this is the database's word; once it is open, it is checked."""
+        if self._state is None:
+            return read_document(self._engine)
+        return self._checked(self._state)[1]
+
+    @staticmethod
+    def _digest(document: StateDocument) -> bytes:
+        return hashlib.sha256(encode_document(document)).digest()
+
+    def _checked(self, state: State) -> tuple[int, StateDocument]:
+        """The document, if it is the one that the state tree names, and that record's version."""
+        document = read_document(self._engine)
+        stored = state.journal.read("share", DOCUMENT)
+        if stored is None or stored.body != self._digest(document):
+            raise damaged("the document that says how this state is opened is not the newest one")
+        return stored.version, document
+
+    def create(self, genesis: Signed) -> None:
+        """Make a new state under its first manifest: the update quorum's owners hold the shares of its key."""
+        manifest = accept_genesis(genesis, origin=self._origin or "")
+        require_addresses(manifest.manifest.witnesses, self._witnesses or {})
+        with self._lock:
+            key = StateKey(os.urandom(KEY_SIZE))
+            state_id = new_state_id()
+            lock, shares = self._locked(manifest.manifest, state_id, key)
+            document = StateDocument(id=state_id, created=self.clock(), lock=lock)
+            create_state(self._engine, document, key, manifest, clock=self.clock)
+            self._shares = dict(shares)
+            self._open(key, "made; its owners hold shares of its key", made=True)
+
+    def open_by_passphrase(self, passphrase: bytes) -> None:
+        """Laptop mode. Raises :class:`KeystoreError`."""
+        with self._lock:
+            key = open_by_passphrase(self.document(), passphrase)
+            self._open(key, "opened by a passphrase (laptop mode)", made=True)
+
+    def open_from_peer(self, key: bytes) -> None:
+        """With the key that a peer released to this attested broker."""
+        with self._lock:
+            self._open(StateKey(key), "opened by a peer broker")
+
+    def offer(self, share: Share, *, floor: int = 1) -> Progress:
+        """Take one owner's share; with enough of them the state opens. Raises ``ShareRefused``, :class:`KeystoreError`.
+
+        ``floor`` is the version of the manifest that this owner knows: for an older one its share does not count.
+        """
+        with self._lock:
+            if self._state is None and self._waiting is None:
+                document = self.document()
+                check_share(document, share)
+                # Genuine, so there are no more than the locks name.
+                self._offered[commitment(share)] = (share, floor)
+                shares = [one for one, _ in self._offered.values()]
+                if any(self._genuine(document, lock) >= lock.threshold for lock in document.share_locks):
+                    owners = ", ".join(sorted({one.owner for one in shares}))
+                    self._open(
+                        open_by_shares(document, shares), f"opened by shares of {owners}", by_shares=True
+                    )
+                    self._offered.clear()
+            return self.progress()
+
+    def progress(self) -> Progress:
+        """How far opening has come."""
+        with self._lock:
+            state, waiting = self._state, self._waiting
+            if state is not None:
+                return Progress(open=True, have=0, need=0)
+            if waiting is not None:
+                return Progress(open=False, have=0, need=0, log_key=waiting[0].journal.log_key.hex())
+            document = self.document()
+            counts = [(self._genuine(document, lock), lock.threshold) for lock in document.share_locks]
+            have, need = min(counts or [(0, 1)], key=lambda one: one[1] - one[0])
+            return Progress(open=False, have=have, need=need)
+
+    def hand_out(self, owner: str) -> Share:
+        """The share of ``owner``, as long as it was not acknowledged. Raises :class:`UnknownResource`."""
+        with self._lock:
+            share = self._shares.get(owner)
+            if share is not None:
+                document = self._checked(self.state)[1]
+                newest = document.next or document.lock
+                if not isinstance(newest, ShareLock) or newest.commitments.get(owner) != commitment(share):
+                    self._shares.clear()  # another replica has made newer ones
+                    share = None
+        if share is None:
+            raise UnknownResource(
+                f"there is no share for {owner} here (any more)",
+                todo="shares are handed out once; if yours is lost, the owners sign a manifest that changes who they are",
+            )
+        return share
+
+    def acknowledge(self, owner: str, signed: Signed) -> Progress:
+        """``owner`` keeps its share, and signed so: forget it here, and note that. Tells how many are kept.
+
+        Raises :class:`~cloister.errors.ManifestError` for anything but exactly what has to be signed.
+        """
+        with self._lock:
+            share = self.hand_out(owner)
+            state = self.state
+            version, document = self._checked(state)
+            lock = document.next or document.lock
+            if not isinstance(lock, ShareLock) or lock.commitments.get(owner) != commitment(share):
+                raise UnknownResource("this share is not of the newest owners", todo="fetch it again")
+            if signed.document != encode_json(state.kept(lock, owner)):
+                raise ManifestError(
+                    "what was signed is not that this share is kept here", todo="use `cloister owner share`"
+                )
+            if verified_signers("share", signed, {owner: parse_public_key(lock.keys[owner])}) != {owner}:
+                raise SignatureRefused(
+                    "nobody signed that this share is kept", todo="use `cloister owner share`"
+                )
+            kept = {*state.acknowledged(lock), owner}
+            following = document
+            if document.next is not None and len(kept) >= lock.threshold:
+                following = replace_locks(document, lock)
+
+            def work(transaction: Transaction) -> None:
+                self._require_unchanged(transaction, version)
+                transaction.put("share", kept_name(lock, owner), encode_signed(signed))
+                reason = f"{owner} keeps its share; {len(kept)} of {len(lock.commitments)}, {lock.threshold} needed"
+                transaction.log(Fact("share", "done", signers=(owner,), reason=reason))
+                if following is not document:
+                    stage_document(transaction, following)
+
+            state.journal.transact(work)
+            del self._shares[owner]
+            return Progress(open=True, have=len(kept), need=lock.threshold)
+
+    def submit_manifest(self, signed: Signed) -> AcceptedManifest:
+        """Put the next manifest in force, with new shares in the same transaction if it has other owners."""
+        with self._lock:
+            state = self.state
+            version, document = self._checked(state)
+            made: dict[str, Share] = {}
+
+            def renew(transaction: Transaction, accepted: AcceptedManifest) -> None:
+                self._require_unchanged(transaction, version)
+                following = self._renewed(document, accepted.manifest, state, made)
+                if following is not None:
+                    stage_document(transaction, following)
+
+            accepted = state.authority.submit_manifest(signed, also=renew)
+            if made:
+                self._shares = made
+            return accepted
+
+    def _renewed(
+        self, document: StateDocument, manifest: Manifest, state: State, made: dict[str, Share]
+    ) -> StateDocument | None:
+        """The document with shares of a manifest's owners, which are put into ``made``; None if they are the same."""
+        newest = document.next or document.lock
+        update = manifest.update
+        if isinstance(newest, PassphraseLock):
+            return None
+        keys = {name: manifest.owners[name] for name in update.owners}
+        if (newest.threshold, newest.keys) == (update.threshold, keys):
+            return None
+        lock, shares = self._locked(manifest, document.id, state.key)
+        made.clear()
+        made.update(shares)
+        if isinstance(document.lock, ShareLock) and (document.lock.threshold, document.lock.keys) == (
+            update.threshold,
+            keys,
+        ):
+            # Back to those who hold shares already: theirs go on, and nobody else's are needed.
+            made.clear()
+            return replace_locks(document, document.lock)
+        return StateDocument(id=document.id, created=document.created, lock=document.lock, next=lock)
+
+    @staticmethod
+    def _require_unchanged(transaction: Transaction, version: int) -> None:
+        if transaction.version("share", DOCUMENT) != version:
+            raise UsageError("another replica changed how this state is opened just now", todo="ask again")
+
+    def _locked(self, manifest: Manifest, state: str, key: StateKey) -> tuple[ShareLock, Mapping[str, Share]]:
+        owners = {name: manifest.owners[name] for name in manifest.update.owners}
+        return lock_by_owners(owners, manifest.update.threshold, state=state, key=key)
+
+    def _open(self, key: StateKey, how: str, *, made: bool = False, by_shares: bool = False) -> None:
+        """``made``: by this process, or a laptop's. Any other state has to be vouched for by its owners."""
+        state = open_state(
+            self._engine,
+            key,
+            origin=self._origin,
+            clock=self.clock,
+            stores=self._stores,
+            placed=self._placed,
+            witnesses=self._witnesses,
+        )
+        if not made:
+            document = self._checked(state)[1]
+            state.require_genuine(document)
+            if by_shares:
+                self._require_known(document, state.authority.manifest.manifest.version)
+        self._waiting, self._refusal = (state, how, by_shares), None
+        self._start(self._waiting)
+        if self._state is None:
+            threading.Thread(target=self._keep_trying, name="cloister-witnesses", daemon=True).start()
+
+    def _require_known(self, document: StateDocument, version: int) -> None:
+        """Raise unless enough of the owners who opened it know no newer manifest than this state has."""
+        current = [share for share, floor in self._offered.values() if floor <= version]
+        for lock in document.share_locks:
+            if self._genuine(document, lock, current) >= lock.threshold:
+                return
+        newest = max(floor for _, floor in self._offered.values())
+        raise RollbackFound(
+            f"the state has version {version} of the manifest, and an owner knows version {newest}",
+            todo="an old copy was put in place of the newest: put the newest back",
+        )
+
+    def _keep_trying(self) -> None:
+        """Ask the witnesses again until they answer. Nobody waits for this."""
+        waiting = self._waiting
+        while waiting is not None and self._waiting is waiting:
+            if self._closing.wait(RETRY_SECONDS):
+                return
+            try:
+                self._start(waiting)
+            except Exception as error:
+                _log.error("the state stays closed (%s)", type(error).__name__)
+
+    def _start(self, waiting: Waiting) -> None:
+        """Ask the witnesses whether there is a newer state; if they or the database do not answer, later again.
+
+        A fork or a rollback that they know of is raised, and the state stays closed.
+        """
+        state, how, by_shares = waiting
+        try:
+            state.witnessing.start()
+            state.mesh.renew()
+            if not self._logged:
+                state.journal.transact(lambda transaction: transaction.log(Fact("start", "done", reason=how)))
+                self._logged = True
+            state.witnessing.require(state.journal.size)
+            with self._lock:
+                if self._waiting is not waiting:
+                    return  # another attempt came first
+                if by_shares:
+                    self._renew_lost_shares(state)
+                self._state, self._waiting = state, None
+        except (NetworkError, KeystoreUnavailable) as error:
+            _log.warning("the state waits for its witnesses: %s", error.what)
+        except BaseException as error:
+            # They have seen a newer state, or another: this one stays closed, and says why.
+            if self._waiting is waiting:
+                self._refusal = (
+                    error if isinstance(error, CloisterError) else KeystoreError("the state cannot be used")
+                )
+                self._waiting = None
+            raise
+
+    def _renew_lost_shares(self, state: State) -> None:
+        """Shares that were made for new owners and not kept by enough of them ended with the process that held them."""
+        version, document = self._checked(state)
+        if document.next is None:
+            return
+        lock, shares = self._locked(state.authority.manifest.manifest, document.id, state.key)
+        following = StateDocument(id=document.id, created=document.created, lock=document.lock, next=lock)
+
+        def work(transaction: Transaction) -> None:
+            if transaction.version("share", DOCUMENT) == version:
+                stage_document(transaction, following)
+
+        state.journal.transact(work)
+        if self._checked(state)[1] == following:
+            self._shares = dict(shares)
+
+    def _genuine(
+        self, document: StateDocument, lock: ShareLock, shares: Sequence[Share] | None = None
+    ) -> int:
+        """How many owners of ``lock`` are among those who offered genuine shares of it (or among ``shares``)."""
+        found = set()
+        for share in [one for one, _ in self._offered.values()] if shares is None else shares:
+            if share.owner in lock.commitments:
+                try:
+                    check_share(replace_locks(document, lock), share)
+                except KeystoreError:
+                    continue
+                found.add(share.owner)
+        return len(found)
+
+
+def replace_locks(document: StateDocument, lock: ShareLock) -> StateDocument:
+    """The same state, opened by this lock alone."""
+    return StateDocument(id=document.id, created=document.created, lock=lock)
+
+
+def holds_state(engine: sa.Engine) -> bool:
+    """Is there a state in this database? A schema that is not there counts as none."""
+    return bool(tables.schema_version(engine)) and tables.exists(engine)

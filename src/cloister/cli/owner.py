@@ -1,0 +1,372 @@
+"""`cloister owner`: what owners do with a broker, after verifying it: shares, keys, rules, manifests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cloister.cli import owner_page
+from cloister.cli.owner_options import (
+    BrokerOption,
+    Es256Option,
+    JsonOption,
+    KeyOption,
+    ManifestOption,
+    OriginOption,
+    PolicyOption,
+    SshOption,
+)
+from cloister.errors import ManifestError, UsageError
+
+if TYPE_CHECKING:
+    from cloister.broker.owner_client import OwnerClient
+    from cloister.channel.transport import SealedClient
+    from cloister.manifest.acceptance import AcceptedManifest
+    from cloister.manifest.signed import Signed
+
+app = typer.Typer(no_args_is_help=True, help="An owner's way to a broker: verified first, then told.")
+app.command("page")(owner_page.command)
+
+UriArgument = Annotated[str, typer.Argument(help="kbs:///repository/type/tag", metavar="KBS_URI")]
+FileArgument = Annotated[Path, typer.Argument(help="A signed document.", metavar="FILE")]
+OrderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--order", help="Only write the signed order here, for further owners to sign with `manifest sign`."
+    ),
+]
+
+
+@app.command()
+def status(
+    broker: BrokerOption,
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a verified broker is: open or locked, whose, under which manifest, with how many witnesses."""
+    from cloister.broker.status_words import status_words
+    from cloister.cli.owner_options import open_owner
+
+    client, _ = open_owner(broker, policy=policy, manifest=manifest, signer=None)
+    with client:
+        found = client.status()
+    if as_json:
+        import msgspec
+
+        typer.echo(json.dumps(msgspec.to_builtins(found)))
+        return
+    for line in status_words(found):
+        typer.echo(line)
+
+
+@app.command()
+def share(
+    broker: BrokerOption,
+    out: Annotated[Path, typer.Option("--out", help="The file to make, readable by you alone.")],
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    origin: OriginOption = None,
+    key: KeyOption = None,
+    es256: Es256Option = None,
+    ssh: SshOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch and keep your share of a new broker's state key. Once enough owners did, keys can be put."""
+    from cloister.cli.owner_files import write_share
+
+    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
+        mine = client.share()
+        write_share(out, mine)
+        progress = client.keep_share(mine)
+    facts = {"owner": mine.owner, "kept": progress.have, "needed": progress.need, "file": str(out)}
+    _say(as_json, f"{out}: the share of {mine.owner}; {progress.have} kept, {progress.need} needed", facts)
+
+
+@app.command()
+def unlock(
+    broker: BrokerOption,
+    share_file: Annotated[Path, typer.Option("--share", help="The file that `cloister owner share` made.")],
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a broker that was started again your share, after verifying it. With enough of them it opens."""
+    from cloister.cli.owner_files import read_share
+    from cloister.cli.owner_options import open_owner, read_manifest_file
+
+    mine = read_share(share_file)
+    client, _ = open_owner(broker, policy=policy, manifest=manifest, signer=None)
+    with client:
+        found = client.status()
+        if found.laptop or found.state != mine.state:
+            raise UsageError(
+                "this broker runs another state than your share is of", todo="check --broker and --share"
+            )
+        known = 1 if manifest is None else read_manifest_file(manifest).version
+        progress = client.unlock(mine, manifest_version=known)
+    line = "the broker is open" if progress.open else f"{progress.have} of {progress.need} shares are there"
+    _say(as_json, line, {"open": progress.open, "have": progress.have, "need": progress.need})
+
+
+@app.command("put-key")
+def put_key(
+    uri: UriArgument,
+    broker: BrokerOption,
+    file: Annotated[
+        Path, typer.Option("--file", help="A key file of `cloister keys new`, or with --raw any.")
+    ],
+    raw: Annotated[bool, typer.Option("--raw", help="Take the file's bytes as they are.")] = False,
+    order: OrderOption = None,
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    origin: OriginOption = None,
+    key: KeyOption = None,
+    es256: Es256Option = None,
+    ssh: SshOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify the broker, then give it a key or another secret. Refuses any broker that is not yours."""
+    from cloister.cli.owner_files import parse_path, read_raw
+    from cloister.sealing.key_file import read_key
+
+    path = parse_path(uri)
+    content = read_raw(file) if raw else read_key(file)
+    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, newest):
+        _require_owned(newest, path, client.key)
+        signed = client.order("put", path, content)
+        if _kept(order, signed, as_json):
+            return
+        done = client.submit_order(signed, content)
+    _say(as_json, f"{uri}: version {done.version} stored", {"uri": uri, "version": done.version})
+
+
+@app.command()
+def destroy(
+    uri: UriArgument,
+    broker: BrokerOption,
+    order: OrderOption = None,
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    origin: OriginOption = None,
+    key: KeyOption = None,
+    es256: Es256Option = None,
+    ssh: SshOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Shred a resource: its data key is gone, and the log says so."""
+    from cloister.cli.owner_files import parse_path
+
+    path = parse_path(uri)
+    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
+        signed = client.order("destroy", path)
+        if _kept(order, signed, as_json):
+            return
+        done = client.submit_order(signed)
+    _say(as_json, f"{uri}: destroyed", {"uri": uri, "version": done.version})
+
+
+@app.command("rotate-key")
+def rotate_key(
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY")],
+    broker: BrokerOption,
+    order: OrderOption = None,
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    origin: OriginOption = None,
+    key: KeyOption = None,
+    es256: Es256Option = None,
+    ssh: SshOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a repository a new key-encryption key; its data keys are wrapped anew, no data is touched."""
+    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
+        signed = client.order("rotate-key", repository)
+        if _kept(order, signed, as_json):
+            return
+        done = client.submit_order(signed)
+    facts = {"repository": repository, "version": done.version, "rewrapped": done.rewrapped}
+    _say(as_json, f"{repository}: key version {done.version}, {done.rewrapped} data keys wrapped anew", facts)
+
+
+@app.command("destroy-key")
+def destroy_key(
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY")],
+    broker: BrokerOption,
+    version: Annotated[int, typer.Option("--version", min=1, help="Which version of the key to shred.")],
+    order: OrderOption = None,
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    origin: OriginOption = None,
+    key: KeyOption = None,
+    es256: Es256Option = None,
+    ssh: SshOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Shred one version of a repository's key-encryption key: what it alone wrapped is lost for good."""
+    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
+        signed = client.order("destroy-key", repository, version=version)
+        if _kept(order, signed, as_json):
+            return
+        done = client.submit_order(signed)
+    _say(
+        as_json,
+        f"{repository}: key version {done.version} destroyed",
+        {"repository": repository, "version": version},
+    )
+
+
+@app.command()
+def submit(
+    file: FileArgument,
+    broker: BrokerOption,
+    content: Annotated[
+        Path | None,
+        typer.Option("--content", help="What an order to put is about: a key file, or with --raw any."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Take the file's bytes as they are.")] = False,
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    origin: OriginOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give the broker a signed manifest, rule or order. Its signatures decide, not who sends it."""
+    from cloister.cli.owner_files import kind_of, read_raw
+    from cloister.manifest.storage import read_signed
+    from cloister.sealing.key_file import read_key
+
+    signed = read_signed(file)
+    kind = kind_of(signed)
+    with _verified(broker, policy, manifest, origin, None, None, None) as (client, _):
+        if kind == "manifest":
+            found = client.submit_manifest(signed)
+            line = f"manifest version {found.manifest_version} is in force"
+            facts: dict[str, Any] = {"manifest": found.manifest, "version": found.manifest_version}
+        elif kind == "rule":
+            following = client.submit_rule(signed)
+            line, facts = (
+                f"rule version {following.version - 1} is in force",
+                {"version": following.version - 1},
+            )
+        else:
+            secret = b"" if content is None else read_raw(content) if raw else read_key(content)
+            done = client.submit_order(signed, secret)
+            line, facts = f"{done.action} {done.subject}: version {done.version}", {"version": done.version}
+    _say(as_json, line, facts)
+
+
+@app.command("list")
+def list_resources(
+    broker: BrokerOption,
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    origin: OriginOption = None,
+    key: KeyOption = None,
+    es256: Es256Option = None,
+    ssh: SshOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Resources, their owners and rules, and every key-encryption key; no contents."""
+    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
+        resources, keys = client.resources().resources, client.keys().keys
+    if as_json:
+        import msgspec
+
+        typer.echo(
+            json.dumps({"resources": msgspec.to_builtins(resources), "keys": msgspec.to_builtins(keys)})
+        )
+        return
+    for one in resources:
+        what = (
+            "destroyed" if one.destroyed else f"version {one.resource}" if one.resource else "nothing stored"
+        )
+        rule = f"rule version {one.rule}" if one.rule else "no rule: nobody may read it"
+        counted = f", released {one.released} times" if one.released else ""
+        typer.echo(f"{one.uri}: {what}, {rule}{counted}; owners: {one.owners}")
+    for held in keys:
+        typer.echo(f"key {held.store}/{held.id} version {held.version}: {held.state}, {held.algorithm}")
+    if not resources:
+        typer.echo("nothing is stored")
+
+
+class _Verified:
+    """A broker that was verified, runs the manifest that was pinned, and may be told things."""
+
+    def __init__(self, client: OwnerClient, channel: SealedClient, origin: str, floor: int) -> None:
+        self._client = client
+        self._floor = floor
+        self._channel = channel
+        self._origin = origin
+
+    def __enter__(self) -> tuple[OwnerClient, AcceptedManifest]:
+        from cloister.broker.owner_client import require_ours
+        from cloister.client.owners_watch import require_manifest_shown
+
+        try:
+            found = self._client.status()
+            if found.laptop:
+                raise UsageError(
+                    "this broker is in laptop mode: whoever runs it can read and change everything",
+                    todo="use `cloister broker put` on its own machine, or a broker whose owners hold its key",
+                )
+            newest = require_ours(found, self._client.manifests(origin=self._origin))
+            if newest.manifest.version < self._floor:
+                raise ManifestError(
+                    f"the broker runs version {newest.manifest.version} of the manifest, and yours is {self._floor}",
+                    todo="an old copy of its state was put back, or your manifest was not submitted yet",
+                )
+            require_manifest_shown(self._channel, newest)
+        except BaseException:
+            self._channel.close()
+            raise
+        return self._client, newest
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+
+def _verified(
+    broker: str,
+    policy: Path | None,
+    manifest: Path | None,
+    origin: str | None,
+    key: Path | None,
+    es256: Path | None,
+    ssh: Path | None,
+) -> _Verified:
+    from cloister.cli.owner_options import open_owner, origin_for, read_manifest_file, signer_of
+
+    pinned = origin_for(origin, manifest)
+    client, channel = open_owner(broker, policy=policy, manifest=manifest, signer=signer_of(key, es256, ssh))
+    return _Verified(client, channel, pinned, 1 if manifest is None else read_manifest_file(manifest).version)
+
+
+def _require_owned(manifest: AcceptedManifest, path: str, key: str) -> None:
+    """Nothing is sent that the broker would have to refuse."""
+    from cloister.errors import QuorumMissing
+    from cloister.manifest.rule import governing_quorum
+
+    quorum = governing_quorum(manifest, path)
+    if key not in [manifest.manifest.owners[name] for name in quorum.owners]:
+        raise QuorumMissing(
+            f"{path} is decided by {quorum}, and your key is of none of them", todo="sign with an owner's key"
+        )
+
+
+def _kept(order: Path | None, signed: Signed, as_json: bool) -> bool:
+    """Write the order instead of having it done, where that was asked for."""
+    if order is None:
+        return False
+    from cloister.manifest.storage import write_signed
+
+    write_signed(order, signed, replace=False)
+    line = f"{order}: signed once; `cloister manifest sign` it, then `cloister owner submit` it"
+    _say(as_json, line, {"order": str(order)})
+    return True
+
+
+def _say(as_json: bool, line: str, facts: dict[str, Any]) -> None:
+    typer.echo(json.dumps(facts) if as_json else line)

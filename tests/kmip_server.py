@@ -1,0 +1,174 @@
+"""PyKMIP's own server as a process, over mutual TLS with certificates made for it; its objects are in a SQLite file.
+
+The server is PyKMIP's ``KmipServer``, unchanged. Run as a program (``python kmip_server.py CONFIGURATION``) this file starts
+it: its own command writes below /var/log. It speaks TLS 1.2.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+DAY = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A certificate and its key as files."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class TestAuthority:
+    """A CA in a directory."""
+
+    directory: Path
+    name: str
+    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+
+    __test__ = False
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        certificate = (
+            self._builder(self.name, self.key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self.key, hashes.SHA256())
+        )
+        self.file.write_bytes(certificate.public_bytes(Encoding.PEM))
+
+    @property
+    def file(self) -> Path:
+        return self.directory / f"{self.name}.pem"
+
+    def issue(self, name: str, *, server: bool = False, address: str = "127.0.0.1") -> Identity:
+        key = ec.generate_private_key(ec.SECP256R1())
+        usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+        builder = self._builder(name, key.public_key()).add_extension(
+            x509.ExtendedKeyUsage([usage]), critical=False
+        )
+        if server:
+            builder = builder.add_extension(names, critical=False)
+        certificate = builder.sign(self.key, hashes.SHA256())
+        identity = Identity(self.directory / f"{name}.crt", self.directory / f"{name}.key")
+        identity.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+        identity.key.touch(mode=0o600)
+        identity.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return identity
+
+    def _builder(self, name: str, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)]))
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - DAY)
+            .not_valid_after(now + DAY)
+        )
+
+
+class KmipServerProcess:
+    """One server. ``kill`` ends it at once; ``start`` brings it back with the same objects."""
+
+    def __init__(self, directory: Path, authority: TestAuthority, identity: Identity) -> None:
+        self.directory = directory
+        self.authority = authority
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        (directory / "policies").mkdir(parents=True)
+        self.log = directory / "server.log"
+        self.database = directory / "kmip.sqlite"
+        self._configuration = directory / "server.json"
+        self._configuration.write_text(
+            json.dumps(
+                {
+                    "hostname": "127.0.0.1",
+                    "port": self.port,
+                    "certificate_path": str(identity.certificate),
+                    "key_path": str(identity.key),
+                    "ca_path": str(authority.file),
+                    "auth_suite": "TLS1.2",
+                    "policy_path": str(directory / "policies"),
+                    "database_path": str(self.database),
+                    "log_path": str(self.log),
+                    "logging_level": "INFO",
+                }
+            )
+        )
+
+    def start(self) -> None:
+        with (self.directory / "stderr").open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(self._configuration)],
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,  # its policy monitor is a process of its own
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            assert self._process.poll() is None, (self.directory / "stderr").read_text()
+            assert time.monotonic() < deadline, "the KMIP server does not come up"
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, 9)
+            self._process.wait(timeout=20)
+            self._process = None
+
+    def stop_answering(self) -> None:
+        """It keeps its connections and says nothing more."""
+        assert self._process is not None
+        os.killpg(self._process.pid, 19)
+
+    def answer_again(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, 18)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _serve(configuration: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside PyKMIP
+        from kmip.services.server import KmipServer
+
+    server = KmipServer(
+        config_path=None, enable_tls_client_auth=True, **json.loads(configuration.read_text())
+    )
+    server.start()
+    server.serve()
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
