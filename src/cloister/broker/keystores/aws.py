@@ -76,9 +76,9 @@ class AwsKeystore(VersionedKeystore):
         ca_file: Path | None = None,
     ) -> None:
         super().__init__()
-        self._errors = foreign.library("botocore.exceptions", "aws")
-        self._method = foreign.library("botocore", "aws").xform_name
-        self._unparsed = foreign.library("botocore.parsers", "aws").ResponseParserError
+        self._errors = foreign.imported("botocore.exceptions", "aws")
+        self._method = foreign.imported("botocore", "aws").xform_name
+        self._unparsed = foreign.imported("botocore.parsers", "aws").ResponseParserError
         self._client = _client(region, credentials, endpoint and foreign.check_address(endpoint), ca_file)
 
     def _read(self, key: str) -> tuple[ForeignVersion, ...]:
@@ -248,8 +248,8 @@ def _client(region: str, credentials: AwsCredentials, endpoint: str, ca_file: Pa
         "config_file": (None, None, os.devnull, None),
         "credentials_file": (None, None, os.devnull, None),
     }
-    session = foreign.library("botocore.session", "aws").Session(session_vars=nowhere)
-    config = foreign.library("botocore.config", "aws").Config(
+    session = foreign.imported("botocore.session", "aws").Session(session_vars=nowhere)
+    config = foreign.imported("botocore.config", "aws").Config(
         connect_timeout=foreign.CONNECT_SECONDS,
         read_timeout=foreign.READ_SECONDS,
         retries={"total_max_attempts": 1, "mode": "standard"},
@@ -272,8 +272,8 @@ def _client(region: str, credentials: AwsCredentials, endpoint: str, ca_file: Pa
 
 def _bounded(http: Any) -> Callable[..., Any]:
     """Sends in botocore's place, to read no more of an answer than its bound."""
-    failures = foreign.library("botocore.httpsession", "aws")
-    urllib3 = foreign.library("urllib3", "aws")
+    failures = foreign.imported("botocore.httpsession", "aws")
+    urllib3 = foreign.imported("urllib3", "aws")
 
     def send(request: Any, **_: Any) -> Any:
         request.stream_output = True

@@ -83,8 +83,8 @@ class AzureKeystore(VersionedKeystore):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self._errors = foreign.library("azure.core.exceptions", "azure")
-        algorithms = foreign.library("azure.keyvault.keys.crypto", "azure").KeyWrapAlgorithm
+        self._errors = foreign.imported("azure.core.exceptions", "azure")
+        algorithms = foreign.imported("azure.keyvault.keys.crypto", "azure").KeyWrapAlgorithm
         self._wrapping = algorithms.rsa_oaep_256
         self._keys = keys
         self._hardware = hardware
@@ -271,7 +271,7 @@ def azure_keys(
 ) -> Any:
     """The client of one vault: bounded, without the library's own retries, which would wait as long as a server says."""
     transport = _transport(ca_file, only=address)
-    return foreign.library("azure.keyvault.keys", "azure").KeyClient(
+    return foreign.imported("azure.keyvault.keys", "azure").KeyClient(
         vault_url=foreign.check_address(address),
         credential=credential,
         transport=transport,
@@ -285,7 +285,7 @@ def azure_keys(
 def azure_credential(credentials: AzureCredentials, *, ca_file: Path | None = None) -> Any:
     """Tokens of Microsoft Entra for ``credentials``; nothing is kept on disk."""
     try:
-        return foreign.library("azure.identity", "azure").ClientSecretCredential(
+        return foreign.imported("azure.identity", "azure").ClientSecretCredential(
             credentials.tenant,
             credentials.client,
             credentials.secret,
@@ -300,7 +300,7 @@ def azure_credential(credentials: AzureCredentials, *, ca_file: Path | None = No
 
 
 def _transport(ca_file: Path | None, *, only: str = "") -> Any:
-    transports = foreign.library("azure.core.pipeline.transport", "azure")
+    transports = foreign.imported("azure.core.pipeline.transport", "azure")
     return transports.RequestsTransport(
         session=foreign.bounded_session(ca_file, only=only),
         session_owner=False,

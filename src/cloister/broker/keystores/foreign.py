@@ -35,7 +35,7 @@ UNANSWERED: Final = 500
 _LOGGERS: Final = ("urllib3", "requests", "hvac", "boto3", "botocore", "azure", "msal", "google")
 
 
-def library(name: str, extra: str) -> Any:
+def imported(name: str, extra: str) -> Any:
     """The module ``name``, imported now. Raises :class:`~cloister.errors.UsageError` when it is not installed."""
     for logger in _LOGGERS:
         logging.getLogger(logger).setLevel(logging.WARNING)
@@ -97,7 +97,7 @@ def check_address(address: str) -> str:
 
 def bounded_session(ca_file: Path | None, *, only: str = "") -> Any:
     """A ``requests`` session that verifies TLS, reads bounded answers and, where given, asks ``only`` one address."""
-    requests = library("requests", "vault")
+    requests = imported("requests", "vault")
     session = requests.Session()
     # Or REQUESTS_CA_BUNDLE and HTTPS_PROXY would choose whom we trust and who sees the tokens.
     session.trust_env = False

@@ -60,10 +60,10 @@ class GcpKeystore(VersionedKeystore):
                 f"{ascii(ring)[:200]} is no key ring", todo="write projects/…/locations/…/keyRings/…"
             )
         self._failed = (
-            foreign.library("requests", "gcp").exceptions.RequestException,
-            foreign.library("google.auth.exceptions", "gcp").TransportError,
+            foreign.imported("requests", "gcp").exceptions.RequestException,
+            foreign.imported("google.auth.exceptions", "gcp").TransportError,
         )
-        self._refused = foreign.library("google.auth.exceptions", "gcp").GoogleAuthError
+        self._refused = foreign.imported("google.auth.exceptions", "gcp").GoogleAuthError
         self._session = _session(service_account, address, ca_file)
         self._base = f"{foreign.check_address(address)}/v1/"
         self._ring = ring
@@ -252,8 +252,8 @@ class GcpKeystore(VersionedKeystore):
 
 
 def _session(service_account: bytes, address: str, ca_file: Path | None) -> Any:
-    accounts = foreign.library("google.oauth2.service_account", "gcp")
-    requests = foreign.library("google.auth.transport.requests", "gcp")
+    accounts = foreign.imported("google.oauth2.service_account", "gcp")
+    requests = foreign.imported("google.auth.transport.requests", "gcp")
     try:
         info = parse_json(service_account, what="the service account", limit=1 << 16)
         credentials = accounts.Credentials.from_service_account_info(info, scopes=[SCOPE])

@@ -58,8 +58,8 @@ class VaultKeystore(VersionedKeystore):
         records: str = "secret",
     ) -> None:
         super().__init__()
-        hvac = foreign.library("hvac", "vault")
-        self._requests = foreign.library("requests", "vault")
+        hvac = foreign.imported("hvac", "vault")
+        self._requests = foreign.imported("requests", "vault")
         self._errors = hvac.exceptions
         self._client = hvac.Client(
             url=foreign.check_address(address),

@@ -46,8 +46,3 @@ def upgrade() -> None:
         sa.Column("time", sa.BigInteger, nullable=False, index=True),
         sa.Column("body", sa.LargeBinary, nullable=False),
     )
-
-
-def downgrade() -> None:
-    """There is nothing before the first."""
-    raise NotImplementedError
