@@ -8,30 +8,22 @@ from __future__ import annotations
 
 import fcntl
 import filecmp
-import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NoReturn
 
-import pytest
+from real_parts import absent
 
 SOURCES = Path(__file__).parent / "contracts" / "node"
 INSTALLED = Path(__file__).parents[1] / "build" / "npm"
 FILES = ("package.json", "package-lock.json", "ohttp.mjs", "peer.mjs")
 
 
-def cannot(reason: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
 def install() -> None:
     """Bring ``build/npm`` up to date; test processes that run beside each other wait for the first."""
     npm = shutil.which("npm")
     if npm is None:
-        cannot("NOT RUN: the channel against npm packages; install npm")
+        absent("NOT RUN: the channel against npm packages; install npm")
     INSTALLED.mkdir(parents=True, exist_ok=True)
     with (INSTALLED / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -45,9 +37,9 @@ def install() -> None:
         try:
             subprocess.run(command, cwd=INSTALLED, capture_output=True, text=True, timeout=180, check=True)
         except subprocess.TimeoutExpired:
-            cannot("NOT RUN: the channel against npm packages; npm ci took more than three minutes")
+            absent("NOT RUN: the channel against npm packages; npm ci took more than three minutes")
         except subprocess.CalledProcessError as error:
-            cannot(f"NOT RUN: the channel against npm packages; npm ci failed: {error.stderr.strip()[-300:]}")
+            absent(f"NOT RUN: the channel against npm packages; npm ci failed: {error.stderr.strip()[-300:]}")
         (INSTALLED / "installed").touch()
 
 

@@ -32,6 +32,7 @@ from cloister.channel import asgi
 from cloister.channel.evidence_service import EvidenceService
 from cloister.channel.keyring import KeyRing
 from cloister.channel.middleware import SealedGateway
+from real_parts import absent
 from sealed_service import launched, listen, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]  # the first test waits for npm
@@ -211,7 +212,7 @@ def chromium(profile: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A browser without a window; all its processes are gone at the end of the block."""
     program = shutil.which("chromium")
     if program is None:
-        npm_packages.cannot("NOT RUN: the channel from a web page; install chromium")
+        absent("NOT RUN: the channel from a web page; install chromium")
     process = subprocess.Popen(
         [program, *FLAGS, f"--user-data-dir={profile}", *options],
         stdin=subprocess.DEVNULL,
@@ -232,7 +233,7 @@ def chromium(profile: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
     """One visit to the page, from which every test below reads its line."""
     if shutil.which("chromium") is None:
-        npm_packages.cannot("NOT RUN: the channel from a web page; install chromium")
+        absent("NOT RUN: the channel from a web page; install chromium")
     npm_packages.install()
     pages, keyring, tee = Pages(), KeyRing(replica="replica-1"), launched()
     allow = (*pages.files, *pages.signals)

@@ -16,7 +16,8 @@ import pytest
 
 from cloister.channel import bhttp, hpke, ohttp
 from cloister.channel.hpke import Aead, Kem, KeyPair, Suite
-from npm_packages import INSTALLED, SOURCES, cannot, install
+from npm_packages import INSTALLED, SOURCES, install
+from real_parts import absent
 
 pytestmark = [pytest.mark.npm, pytest.mark.timeout(400)]  # the first test waits for npm
 
@@ -40,7 +41,7 @@ def peer() -> Peer:
     """Calls one operation of peer.mjs; installs what it needs when it is not there yet."""
     node = shutil.which("node")
     if node is None:
-        cannot("NOT RUN: the channel against npm packages; install nodejs (18 or later) and npm")
+        absent("NOT RUN: the channel against npm packages; install nodejs (18 or later) and npm")
     install()
 
     def call(op: str, **options: Any) -> dict[str, Any]:
