@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import sqlalchemy as sa
@@ -20,6 +20,7 @@ from cloister.broker import tables
 from cloister.broker.audit import Fact, damaged
 from cloister.broker.clock import RisingClock
 from cloister.broker.keystores import Keystore
+from cloister.broker.offers import Offers
 from cloister.broker.state import (
     DOCUMENT,
     State,
@@ -37,7 +38,6 @@ from cloister.broker.state_key import (
     ShareLock,
     StateDocument,
     StateKey,
-    check_share,
     commitment,
     encode_document,
     lock_by_owners,
@@ -45,7 +45,6 @@ from cloister.broker.state_key import (
     open_by_shares,
 )
 from cloister.broker.transaction import Transaction
-from cloister.broker.tree_head import RollbackFound
 from cloister.broker.wire import Progress
 from cloister.broker.witnessing import require_addresses
 from cloister.encoding import encode_json
@@ -104,7 +103,7 @@ class Custody:
         self._refusal: CloisterError | None = None
         self._closing = threading.Event()
         self._logged = False
-        self._offered: dict[str, tuple[Share, int]] = {}
+        self._offered = Offers()
         self._shares: dict[str, Share] = {}
 
     def close(self) -> None:
@@ -179,16 +178,12 @@ class Custody:
         with self._lock:
             if self._state is None and self._waiting is None:
                 document = self.document()
-                check_share(document, share)
-                # Genuine, so there are no more than the locks name.
-                self._offered[commitment(share)] = (share, floor)
-                shares = [one for one, _ in self._offered.values()]
-                if any(self._genuine(document, lock) >= lock.threshold for lock in document.share_locks):
-                    owners = ", ".join(sorted({one.owner for one in shares}))
-                    self._open(
-                        open_by_shares(document, shares), f"opened by shares of {owners}", by_shares=True
-                    )
-                    self._offered.clear()
+                self._offered.add(document, share, floor)
+                if self._offered.enough(document):
+                    key = open_by_shares(document, self._offered.shares)
+                    owners = ", ".join(self._offered.owners)
+                    self._open(key, f"opened by shares of {owners}", by_shares=True)
+                    self._offered = Offers()
             return self.progress()
 
     def progress(self) -> Progress:
@@ -199,9 +194,7 @@ class Custody:
                 return Progress(open=True, have=0, need=0)
             if waiting is not None:
                 return Progress(open=False, have=0, need=0, log_key=waiting[0].journal.log_key.hex())
-            document = self.document()
-            counts = [(self._genuine(document, lock), lock.threshold) for lock in document.share_locks]
-            have, need = min(counts or [(0, 1)], key=lambda one: one[1] - one[0])
+            have, need = self._offered.nearest(self.document())
             return Progress(open=False, have=have, need=need)
 
     def hand_out(self, owner: str) -> Share:
@@ -244,7 +237,7 @@ class Custody:
             kept = {*state.acknowledged(lock), owner}
             following = document
             if document.next is not None and len(kept) >= lock.threshold:
-                following = replace_locks(document, lock)
+                following = document.opened_by(lock)
 
             def work(transaction: Transaction) -> None:
                 self._require_unchanged(transaction, version)
@@ -296,7 +289,7 @@ class Custody:
         ):
             # Back to those who hold shares already: theirs go on, and nobody else's are needed.
             made.clear()
-            return replace_locks(document, document.lock)
+            return document.opened_by(document.lock)
         return StateDocument(id=document.id, created=document.created, lock=document.lock, next=lock)
 
     @staticmethod
@@ -323,23 +316,11 @@ class Custody:
             document = self._checked(state)[1]
             state.require_genuine(document)
             if by_shares:
-                self._require_known(document, state.authority.manifest.manifest.version)
+                self._offered.require_known(document, state.authority.manifest.manifest.version)
         self._waiting, self._refusal = (state, how, by_shares), None
         self._start(self._waiting)
         if self._state is None:
             threading.Thread(target=self._keep_trying, name="cloister-witnesses", daemon=True).start()
-
-    def _require_known(self, document: StateDocument, version: int) -> None:
-        """Raise unless enough of the owners who opened it know no newer manifest than this state has."""
-        current = [share for share, floor in self._offered.values() if floor <= version]
-        for lock in document.share_locks:
-            if self._genuine(document, lock, current) >= lock.threshold:
-                return
-        newest = max(floor for _, floor in self._offered.values())
-        raise RollbackFound(
-            f"the state has version {version} of the manifest, and an owner knows version {newest}",
-            todo="an old copy was put in place of the newest: put the newest back",
-        )
 
     def _keep_trying(self) -> None:
         """Ask the witnesses again until they answer. Nobody waits for this."""
@@ -397,25 +378,6 @@ class Custody:
         state.journal.transact(work)
         if self._checked(state)[1] == following:
             self._shares = dict(shares)
-
-    def _genuine(
-        self, document: StateDocument, lock: ShareLock, shares: Sequence[Share] | None = None
-    ) -> int:
-        """How many owners of ``lock`` are among those who offered genuine shares of it (or among ``shares``)."""
-        found = set()
-        for share in [one for one, _ in self._offered.values()] if shares is None else shares:
-            if share.owner in lock.commitments:
-                try:
-                    check_share(replace_locks(document, lock), share)
-                except KeystoreError:
-                    continue
-                found.add(share.owner)
-        return len(found)
-
-
-def replace_locks(document: StateDocument, lock: ShareLock) -> StateDocument:
-    """The same state, opened by this lock alone."""
-    return StateDocument(id=document.id, created=document.created, lock=lock)
 
 
 def holds_state(engine: sa.Engine) -> bool:

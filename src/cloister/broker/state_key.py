@@ -106,6 +106,10 @@ class StateDocument(Record, frozen=True, kw_only=True):
         """Every lock that shares open."""
         return tuple(lock for lock in (self.lock, self.next) if isinstance(lock, ShareLock))
 
+    def opened_by(self, lock: ShareLock) -> StateDocument:
+        """The same state, opened by this lock alone."""
+        return StateDocument(id=self.id, created=self.created, lock=lock)
+
 
 class Share(Record, frozen=True, kw_only=True):
     """One owner's share: a secret, kept in a file that only the owner can read."""
