@@ -19,13 +19,12 @@ from cloister.cli.owner_options import (
     PolicyOption,
     SshOption,
 )
-from cloister.errors import ManifestError, UsageError
+from cloister.cli.owner_session import Verified, require_owned, verified
+from cloister.errors import UsageError
 
 if TYPE_CHECKING:
-    from cloister.broker.owner_client import OwnerClient
-    from cloister.channel.transport import SealedClient
-    from cloister.manifest.acceptance import AcceptedManifest
-    from cloister.manifest.signed import Signed
+    from cloister.broker.wire import Done
+    from cloister.manifest.order import Action
 
 app = typer.Typer(no_args_is_help=True, help="An owner's way to a broker: verified first, then told.")
 app.command("page")(owner_page.command)
@@ -78,7 +77,7 @@ def share(
     """Fetch and keep your share of a new broker's state key. Once enough owners did, keys can be put."""
     from cloister.cli.owner_files import write_share
 
-    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
+    with verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
         mine = client.share()
         write_share(out, mine)
         progress = client.keep_share(mine)
@@ -135,13 +134,10 @@ def put_key(
 
     path = parse_path(uri)
     content = read_raw(file) if raw else read_key(file)
-    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, newest):
-        _require_owned(newest, path, client.key)
-        signed = client.order("put", path, content)
-        if _kept(order, signed, as_json):
-            return
-        done = client.submit_order(signed, content)
-    _say(as_json, f"{uri}: version {done.version} stored", {"uri": uri, "version": done.version})
+    opened = verified(broker, policy, manifest, origin, key, es256, ssh)
+    done = _order(opened, order, as_json, "put", path, content)
+    if done is not None:
+        _say(as_json, f"{uri}: version {done.version} stored", {"uri": uri, "version": done.version})
 
 
 @app.command()
@@ -161,12 +157,10 @@ def destroy(
     from cloister.cli.owner_files import parse_path
 
     path = parse_path(uri)
-    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
-        signed = client.order("destroy", path)
-        if _kept(order, signed, as_json):
-            return
-        done = client.submit_order(signed)
-    _say(as_json, f"{uri}: destroyed", {"uri": uri, "version": done.version})
+    opened = verified(broker, policy, manifest, origin, key, es256, ssh)
+    done = _order(opened, order, as_json, "destroy", path)
+    if done is not None:
+        _say(as_json, f"{uri}: destroyed", {"uri": uri, "version": done.version})
 
 
 @app.command("rotate-key")
@@ -183,13 +177,15 @@ def rotate_key(
     as_json: JsonOption = False,
 ) -> None:
     """Give a repository a new key-encryption key; its data keys are wrapped anew, no data is touched."""
-    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
-        signed = client.order("rotate-key", repository)
-        if _kept(order, signed, as_json):
-            return
-        done = client.submit_order(signed)
-    facts = {"repository": repository, "version": done.version, "rewrapped": done.rewrapped}
-    _say(as_json, f"{repository}: key version {done.version}, {done.rewrapped} data keys wrapped anew", facts)
+    opened = verified(broker, policy, manifest, origin, key, es256, ssh)
+    done = _order(opened, order, as_json, "rotate-key", repository)
+    if done is not None:
+        facts = {"repository": repository, "version": done.version, "rewrapped": done.rewrapped}
+        _say(
+            as_json,
+            f"{repository}: key version {done.version}, {done.rewrapped} data keys wrapped anew",
+            facts,
+        )
 
 
 @app.command("destroy-key")
@@ -207,16 +203,11 @@ def destroy_key(
     as_json: JsonOption = False,
 ) -> None:
     """Shred one version of a repository's key-encryption key: what it alone wrapped is lost for good."""
-    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
-        signed = client.order("destroy-key", repository, version=version)
-        if _kept(order, signed, as_json):
-            return
-        done = client.submit_order(signed)
-    _say(
-        as_json,
-        f"{repository}: key version {done.version} destroyed",
-        {"repository": repository, "version": version},
-    )
+    opened = verified(broker, policy, manifest, origin, key, es256, ssh)
+    done = _order(opened, order, as_json, "destroy-key", repository, version=version)
+    if done is not None:
+        facts = {"repository": repository, "version": version}
+        _say(as_json, f"{repository}: key version {done.version} destroyed", facts)
 
 
 @app.command()
@@ -240,7 +231,7 @@ def submit(
 
     signed = read_signed(file)
     kind = kind_of(signed)
-    with _verified(broker, policy, manifest, origin, None, None, None) as (client, _):
+    with verified(broker, policy, manifest, origin, None, None, None) as (client, _):
         if kind == "manifest":
             found = client.submit_manifest(signed)
             line = f"manifest version {found.manifest_version} is in force"
@@ -270,7 +261,7 @@ def list_resources(
     as_json: JsonOption = False,
 ) -> None:
     """Resources, their owners and rules, and every key-encryption key; no contents."""
-    with _verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
+    with verified(broker, policy, manifest, origin, key, es256, ssh) as (client, _):
         resources, keys = client.resources().resources, client.keys().keys
     if as_json:
         import msgspec
@@ -292,80 +283,29 @@ def list_resources(
         typer.echo("nothing is stored")
 
 
-class _Verified:
-    """A broker that was verified, runs the manifest that was pinned, and may be told things."""
-
-    def __init__(self, client: OwnerClient, channel: SealedClient, origin: str, floor: int) -> None:
-        self._client = client
-        self._floor = floor
-        self._channel = channel
-        self._origin = origin
-
-    def __enter__(self) -> tuple[OwnerClient, AcceptedManifest]:
-        from cloister.broker.owner_client import require_ours
-        from cloister.client.owners_watch import require_manifest_shown
-
-        try:
-            found = self._client.status()
-            if found.laptop:
-                raise UsageError(
-                    "this broker is in laptop mode: whoever runs it can read and change everything",
-                    todo="use `cloister broker put` on its own machine, or a broker whose owners hold its key",
-                )
-            newest = require_ours(found, self._client.manifests(origin=self._origin))
-            if newest.manifest.version < self._floor:
-                raise ManifestError(
-                    f"the broker runs version {newest.manifest.version} of the manifest, and yours is {self._floor}",
-                    todo="an old copy of its state was put back, or your manifest was not submitted yet",
-                )
-            require_manifest_shown(self._channel, newest)
-        except BaseException:
-            self._channel.close()
-            raise
-        return self._client, newest
-
-    def __exit__(self, *_: object) -> None:
-        self._channel.close()
-
-
-def _verified(
-    broker: str,
-    policy: Path | None,
-    manifest: Path | None,
-    origin: str | None,
-    key: Path | None,
-    es256: Path | None,
-    ssh: Path | None,
-) -> _Verified:
-    from cloister.cli.owner_options import open_owner, origin_for, read_manifest_file, signer_of
-
-    pinned = origin_for(origin, manifest)
-    client, channel = open_owner(broker, policy=policy, manifest=manifest, signer=signer_of(key, es256, ssh))
-    return _Verified(client, channel, pinned, 1 if manifest is None else read_manifest_file(manifest).version)
-
-
-def _require_owned(manifest: AcceptedManifest, path: str, key: str) -> None:
-    """Nothing is sent that the broker would have to refuse."""
-    from cloister.errors import QuorumMissing
-    from cloister.manifest.rule import governing_quorum
-
-    quorum = governing_quorum(manifest, path)
-    if key not in [manifest.manifest.owners[name] for name in quorum.owners]:
-        raise QuorumMissing(
-            f"{path} is decided by {quorum}, and your key is of none of them", todo="sign with an owner's key"
-        )
-
-
-def _kept(order: Path | None, signed: Signed, as_json: bool) -> bool:
-    """Write the order instead of having it done, where that was asked for."""
-    if order is None:
-        return False
+def _order(
+    opened: Verified,
+    order: Path | None,
+    as_json: bool,
+    action: Action,
+    subject: str,
+    content: bytes = b"",
+    *,
+    version: int = 0,
+) -> Done | None:
+    """Have it done; or, where that was asked for, write the signed order instead."""
+    with opened as (client, newest):
+        if action == "put":
+            require_owned(newest, subject, client.key)
+        signed = client.order(action, subject, content, version=version)
+        if order is None:
+            return client.submit_order(signed, content)
     from cloister.manifest.storage import write_signed
 
     write_signed(order, signed, replace=False)
     line = f"{order}: signed once; `cloister manifest sign` it, then `cloister owner submit` it"
     _say(as_json, line, {"order": str(order)})
-    return True
+    return None
 
 
 def _say(as_json: bool, line: str, facts: dict[str, Any]) -> None:
