@@ -19,6 +19,7 @@ from cloister.cli.owner_options import (
     PolicyOption,
     SshOption,
 )
+from cloister.cli.result_line import say
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def show_head(
         "time": head.time,
     }
     facts["cosignatures"] = len(answer.cosigned.cosignatures) if answer.cosigned else 0
-    _say(as_json, f"{head.size} entries, root {head.root}, log key {answer.log_key}", facts)
+    say(as_json, f"{head.size} entries, root {head.root}, log key {answer.log_key}", facts)
 
 
 @app.command("list")
@@ -156,7 +157,7 @@ def export(
 
             _write(out, export_lines(bytes.fromhex(answer.log_key), signed, entries()))
     facts = {"file": str(out), "entries": head.size, "root": head.root}
-    _say(as_json, f"{out}: {head.size} entries under root {head.root}", facts)
+    say(as_json, f"{out}: {head.size} entries under root {head.root}", facts)
 
 
 @app.command()
@@ -197,7 +198,7 @@ def _verify_broker(
     with _open(broker, policy, manifest, None, None, None) as client:
         newest = client.extends(kept)
     facts = {"from": kept.size, "size": newest.size, "root": newest.root}
-    _say(
+    say(
         as_json,
         f"the log grew from {kept.size} to {newest.size} entries, and nothing before was touched",
         facts,
@@ -237,7 +238,7 @@ def _verify_file(
         line += f", co-signed by {', '.join(sorted(summary.witnesses))}"
     if expected is None and extends is None:
         line += "; nothing was pinned: compare the log key with one that you know (--log-key)"
-    _say(as_json, line, facts)
+    say(as_json, line, facts)
 
 
 def _read_head(path: Path) -> Any:
@@ -304,7 +305,3 @@ def _write(path: Path, lines: Iterable[bytes]) -> None:
         raise UsageError(f"cannot write {path} ({error.strerror})") from None
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _say(as_json: bool, line: str, facts: dict[str, Any]) -> None:
-    typer.echo(json.dumps(facts) if as_json else line)

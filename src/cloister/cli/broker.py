@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloister.cli.result_line import say
 from cloister.cli.serving import (
     CaFileOption,
     EndorsementsOption,
@@ -73,7 +74,7 @@ def put(
     content = read_raw(file) if raw else read_key(file)
     laptop = _open(state, passphrase_file, init=init, keystores=keystores)
     done = laptop.put(path, content)
-    _say(as_json, f"{uri}: version {done.version} stored", {"uri": uri, "version": done.version})
+    say(as_json, f"{uri}: version {done.version} stored", {"uri": uri, "version": done.version})
     if not as_json and laptop.state.authority.rule(path) is None:
         typer.echo(f"next: cloister broker policy {uri} --file POLICY …; until then nobody may read it")
 
@@ -102,7 +103,7 @@ def policy(
     accepted = laptop.allow(path, tuple(read_policy_text(one) for one in file), releases=releases)
     digests = [one.digest for one in policies]
     facts = {"uri": uri, "version": accepted.rule.version, "policy": digests[0], "policies": digests}
-    _say(as_json, f"{uri}: rule version {accepted.rule.version}, policy {', '.join(digests)}", facts)
+    say(as_json, f"{uri}: rule version {accepted.rule.version}, policy {', '.join(digests)}", facts)
 
 
 @app.command()
@@ -113,7 +114,7 @@ def destroy(
     from cloister.cli.owner_files import parse_path
 
     done = _open(state, passphrase_file).destroy(parse_path(uri))
-    _say(as_json, f"{uri}: destroyed", {"uri": uri, "version": done.version})
+    say(as_json, f"{uri}: destroyed", {"uri": uri, "version": done.version})
 
 
 @app.command("rotate-key")
@@ -127,7 +128,7 @@ def rotate_key(
     """Laptop mode: a new key-encryption key for a repository; data keys are wrapped anew, no data is touched."""
     done = _open(state, passphrase_file, keystores=keystores).rotate_key(repository)
     facts = {"repository": repository, "version": done.version, "rewrapped": done.rewrapped}
-    _say(as_json, f"{repository}: key version {done.version}, {done.rewrapped} data keys wrapped anew", facts)
+    say(as_json, f"{repository}: key version {done.version}, {done.rewrapped} data keys wrapped anew", facts)
 
 
 @app.command("destroy-key")
@@ -142,7 +143,7 @@ def destroy_key(
     """Laptop mode: shred one version of a repository's key-encryption key; what it alone wrapped is lost."""
     done = _open(state, passphrase_file, keystores=keystores).destroy_key(repository, version)
     facts = {"repository": repository, "version": done.version}
-    _say(as_json, f"{repository}: key version {done.version} destroyed", facts)
+    say(as_json, f"{repository}: key version {done.version} destroyed", facts)
 
 
 @app.command("list")
@@ -204,7 +205,7 @@ def backup(
     from cloister.broker.backup import back_up
 
     rows = back_up(_engine(state, database), out)
-    _say(as_json, f"{out}: {rows} rows", {"file": str(out), "rows": rows})
+    say(as_json, f"{out}: {rows} rows", {"file": str(out), "rows": rows})
 
 
 @app.command()
@@ -221,7 +222,7 @@ def restore(
     if state is not None and not (state / tables.DATABASE).exists():
         tables.make_directory(state)
     rows = read_backup(_engine(state, database), file)
-    _say(as_json, f"{file}: {rows} rows restored", {"file": str(file), "rows": rows})
+    say(as_json, f"{file}: {rows} rows restored", {"file": str(file), "rows": rows})
 
 
 @app.command()
@@ -344,7 +345,3 @@ def _open(state: Path, passphrase_file: Path, *, init: bool = False, keystores: 
         stores = no_stores() if keystores is None else read_stores(keystores)
         return Laptop.open(state, passphrase, stores=stores.stores, placed=stores.placed)
     return Laptop.create(state, passphrase)
-
-
-def _say(as_json: bool, line: str, facts: dict[str, Any]) -> None:
-    typer.echo(json.dumps(facts) if as_json else line)

@@ -20,6 +20,7 @@ from cloister.cli.owner_options import (
     SshOption,
 )
 from cloister.cli.owner_session import Verified, require_owned, verified
+from cloister.cli.result_line import say
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def share(
         write_share(out, mine)
         progress = client.keep_share(mine)
     facts = {"owner": mine.owner, "kept": progress.have, "needed": progress.need, "file": str(out)}
-    _say(as_json, f"{out}: the share of {mine.owner}; {progress.have} kept, {progress.need} needed", facts)
+    say(as_json, f"{out}: the share of {mine.owner}; {progress.have} kept, {progress.need} needed", facts)
 
 
 @app.command()
@@ -108,7 +109,7 @@ def unlock(
         known = 1 if manifest is None else read_manifest_file(manifest).version
         progress = client.unlock(mine, manifest_version=known)
     line = "the broker is open" if progress.open else f"{progress.have} of {progress.need} shares are there"
-    _say(as_json, line, {"open": progress.open, "have": progress.have, "need": progress.need})
+    say(as_json, line, {"open": progress.open, "have": progress.have, "need": progress.need})
 
 
 @app.command("put-key")
@@ -137,7 +138,7 @@ def put_key(
     opened = verified(broker, policy, manifest, origin, key, es256, ssh)
     done = _order(opened, order, as_json, "put", path, content)
     if done is not None:
-        _say(as_json, f"{uri}: version {done.version} stored", {"uri": uri, "version": done.version})
+        say(as_json, f"{uri}: version {done.version} stored", {"uri": uri, "version": done.version})
 
 
 @app.command()
@@ -160,7 +161,7 @@ def destroy(
     opened = verified(broker, policy, manifest, origin, key, es256, ssh)
     done = _order(opened, order, as_json, "destroy", path)
     if done is not None:
-        _say(as_json, f"{uri}: destroyed", {"uri": uri, "version": done.version})
+        say(as_json, f"{uri}: destroyed", {"uri": uri, "version": done.version})
 
 
 @app.command("rotate-key")
@@ -181,7 +182,7 @@ def rotate_key(
     done = _order(opened, order, as_json, "rotate-key", repository)
     if done is not None:
         facts = {"repository": repository, "version": done.version, "rewrapped": done.rewrapped}
-        _say(
+        say(
             as_json,
             f"{repository}: key version {done.version}, {done.rewrapped} data keys wrapped anew",
             facts,
@@ -207,7 +208,7 @@ def destroy_key(
     done = _order(opened, order, as_json, "destroy-key", repository, version=version)
     if done is not None:
         facts = {"repository": repository, "version": version}
-        _say(as_json, f"{repository}: key version {done.version} destroyed", facts)
+        say(as_json, f"{repository}: key version {done.version} destroyed", facts)
 
 
 @app.command()
@@ -246,7 +247,7 @@ def submit(
             secret = b"" if content is None else read_raw(content) if raw else read_key(content)
             done = client.submit_order(signed, secret)
             line, facts = f"{done.action} {done.subject}: version {done.version}", {"version": done.version}
-    _say(as_json, line, facts)
+    say(as_json, line, facts)
 
 
 @app.command("list")
@@ -304,9 +305,5 @@ def _order(
 
     write_signed(order, signed, replace=False)
     line = f"{order}: signed once; `cloister manifest sign` it, then `cloister owner submit` it"
-    _say(as_json, line, {"order": str(order)})
+    say(as_json, line, {"order": str(order)})
     return None
-
-
-def _say(as_json: bool, line: str, facts: dict[str, Any]) -> None:
-    typer.echo(json.dumps(facts) if as_json else line)
