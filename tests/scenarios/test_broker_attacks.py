@@ -450,9 +450,7 @@ def _no_policy(site: Site, folder: Path) -> list[str | Path]:
 def _altered_log(site: Site, folder: Path) -> list[str | Path]:
     copy = snapshot(site.state, folder / "copy")
     with contextlib.closing(sqlite3.connect(copy / tables.DATABASE, isolation_level=None)) as database:
-        database.execute(
-            "UPDATE entries SET body = CAST(replace(body, 'version 1 put', 'version 9 put') AS BLOB)"
-        )
+        database.execute("UPDATE entries SET body = CAST(replace(body, 'manifest', 'manifesT') AS BLOB)")
     return ["audit", "--state", copy, "--passphrase-file", site.passphrase]
 
 
@@ -466,7 +464,7 @@ MISTAKES: list[tuple[Callable[[Site, Path], list[str | Path]], int, str]] = [
     (_not_a_key, 2, "usage: "),
     (_empty_policy, 2, "policy: "),
     (_no_policy, 2, "policy: "),
-    (_altered_log, 1, "broker: the log is not the one of its head"),
+    (_altered_log, 3, "broker: the log is not the one of its head"),
 ]
 
 

@@ -363,7 +363,9 @@ def test_a_database_that_is_killed_is_an_error_that_passes_and_no_acknowledged_r
         ended = [one.result(60) for one in asked]
     for got, errors in ended:
         assert got
-        assert set(errors) == {"something that the broker needs does not answer (unavailable)"}
+        assert set(errors) == {
+            "kbs:///models/key/restart: something that the broker needs does not answer (unavailable)"
+        }
     with cluster.keys(second) as keys:
         assert keys.key(uri) == SECRET
     numbers = cluster.told(path)

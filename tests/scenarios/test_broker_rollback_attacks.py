@@ -585,7 +585,7 @@ def test_fifty_workloads_at_once_never_get_one_more_than_the_rule_allows(tmp_pat
             outcomes = Counter(pool.map(ask, range(50)))
     keyring.close()
     bench.witnesses_away()
-    none_left = "the resource was released as often as its rule allows (none-left)"
+    none_left = "kbs:///models/key/demo: the resource was released as often as its rule allows (none-left)"
     assert outcomes == {SECRET.hex(): 20, none_left: 30}
     numbers = [one.reason for one in bench.told("release") if one.outcome == "accepted"]
     assert sorted(numbers) == sorted(f"release {number}" for number in range(1, 21))

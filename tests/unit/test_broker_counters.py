@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from cloister.broker.counters import Counter, TreeVersion, advance, counted, parse_tree_version
+from cloister.broker.counters import (
+    Counter,
+    TreeAdvance,
+    TreeVersion,
+    advance,
+    counted,
+    parse_tree_advance,
+    parse_tree_version,
+)
 from cloister.broker.transaction import Stored
 from cloister.encoding import encode_json
 from cloister.errors import FormatError, ManifestError, Superseded
@@ -31,12 +39,32 @@ def test_a_count_is_of_one_version_of_the_rule() -> None:
 
 
 def test_a_tree_that_was_never_recorded_may_begin_anywhere() -> None:
-    advance(None, TREE)
+    advance(None, TreeAdvance(newest=TREE, after=None))
 
 
-def test_the_same_index_again_and_the_next_one_are_accepted() -> None:
-    advance(TREE, TREE)
-    advance(TREE, structs.replace(TREE, version=6, digest="c" * 64))
+def test_the_same_version_again_and_later_ones_are_accepted() -> None:
+    advance(TREE, TreeAdvance(newest=TREE, after=None))
+    for version in (6, 60_000):
+        advance(TREE, TreeAdvance(newest=structs.replace(TREE, version=version, digest="c" * 64), after=TREE))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param(None, id="from nothing, although something is recorded"),
+        pytest.param(structs.replace(TREE, version=4), id="from an older version"),
+        pytest.param(structs.replace(TREE, digest="d" * 64), id="from another copy of this version"),
+    ],
+)
+def test_who_writes_a_copy_of_a_tree_learns_that_there_is_another(after: TreeVersion | None) -> None:
+    newest = structs.replace(TREE, version=9, digest="c" * 64)
+    with pytest.raises(Superseded):
+        advance(TREE, TreeAdvance(newest=newest, after=after))
+
+
+def test_a_tree_of_which_nothing_is_recorded_follows_nothing() -> None:
+    with pytest.raises(Superseded):
+        advance(None, TreeAdvance(newest=structs.replace(TREE, version=6), after=TREE))
 
 
 BACKWARDS: dict[str, tuple[dict[str, Any], type[Exception]]] = {
@@ -50,7 +78,7 @@ BACKWARDS: dict[str, tuple[dict[str, Any], type[Exception]]] = {
 @pytest.mark.parametrize(("change", "error"), BACKWARDS.values(), ids=BACKWARDS.keys())
 def test_a_tree_never_goes_back(change: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
-        advance(TREE, structs.replace(TREE, **change))
+        advance(TREE, TreeAdvance(newest=structs.replace(TREE, **change), after=TREE))
 
 
 MALFORMED: dict[str, Any] = {
@@ -77,3 +105,13 @@ def test_what_is_no_tree_version_is_refused(data: bytes) -> None:
 
 def test_a_tree_version_comes_back() -> None:
     assert parse_tree_version(encode_json(TREE)) == TREE
+    said = TreeAdvance(newest=structs.replace(TREE, version=6), after=TREE)
+    assert parse_tree_advance(encode_json(said)) == said
+
+
+@pytest.mark.parametrize("field", ["newest", "after"])
+def test_a_malformed_version_in_an_advance_is_refused(field: str) -> None:
+    good = {"tree": "a" * 64, "version": 5, "digest": "b" * 64}
+    said = {"newest": good, "after": good, field: {**good, "digest": "b"}}
+    with pytest.raises(FormatError):
+        parse_tree_advance(encode_json(said))

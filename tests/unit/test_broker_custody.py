@@ -236,7 +236,7 @@ def test_shares_are_forgotten_once_the_state_is_open(bench: OwnersBench) -> None
     for owner in ("alice", "bob"):
         again.offer(shares[owner])
     assert len(again._offered) == 0
-    assert again._shares == {}
+    assert again._shares._shares == {}
 
 
 def test_owners_who_offer_at_once_open_it_once(bench: OwnersBench) -> None:
@@ -506,6 +506,7 @@ def test_no_secret_is_shown(bench: OwnersBench) -> None:
         + repr(again._offered.shares)
         + repr(bench.state)
         + repr(bench.custody._shares)
+        + repr(bench.custody._shares._shares)
     )
     for secret in (share.share, bench.state.key_for_peer()):
         assert secret.hex() not in shown

@@ -325,32 +325,39 @@ def version(number: int, mark: str = "b", tree: str = "a") -> dict[str, Any]:
     return {"tree": tree * 64, "version": number, "digest": mark * 64}
 
 
+def moved(newest: dict[str, Any], after: dict[str, Any] | None) -> dict[str, Any]:
+    return {"newest": newest, "after": after}
+
+
 def test_a_tree_moves_forward_only_and_for_whoever_the_rule_lets_read(bench: OwnersBench) -> None:
     attempt = attested(bench, workload())
     path = f"/trees/{PATH}"
     assert answer(in_session(bench, attempt, "GET", path))["newest"] is None
-    for said in (version(1), version(2), version(2), version(3)):
-        assert answer(in_session(bench, attempt, "POST", path, said))["newest"] == said
+    after = None
+    for said in (version(1), version(2), version(2), version(30)):
+        assert answer(in_session(bench, attempt, "POST", path, moved(said, after)))["newest"] == said
+        after = said
     for said, name in (
         (version(2), "superseded"),
-        (version(3, "c"), "superseded"),
-        (version(7), "superseded"),
-        (version(4, tree="c"), "refused-document"),
+        (version(30, "c"), "superseded"),
+        (version((1 << 32) + 31), "superseded"),
+        (version(31, tree="c"), "refused-document"),
     ):
-        assert in_session(bench, attempt, "POST", path, said).problem == name
-    assert answer(in_session(bench, attempt, "GET", path))["newest"] == version(3)
-    assert [entry.outcome for entry in bench.told("tree")] == ["done"] * 3 + ["refused"] * 4
+        assert in_session(bench, attempt, "POST", path, moved(said, after)).problem == name
+    assert in_session(bench, attempt, "POST", path, moved(version(31), version(2))).problem == "superseded"
+    assert answer(in_session(bench, attempt, "GET", path))["newest"] == version(30)
+    assert [entry.outcome for entry in bench.told("tree")] == ["done"] * 3 + ["refused"] * 5
     assert in_session(bench, attempt, "GET", "/trees/models/key/bobs").problem == "no-rule"
     bench.allow(workloads={}, policies=(policy_for(workload(b"another")),))
     assert in_session(bench, attempt, "GET", path).problem == "release-refused"
-    assert in_session(bench, attempt, "POST", path, version(9)).problem == "release-refused"
+    assert in_session(bench, attempt, "POST", path, moved(version(39), after)).problem == "release-refused"
 
 
 def test_a_tree_that_is_set_back_on_disk_is_found(bench: OwnersBench) -> None:
     attempt = attested(bench, workload())
-    answer(in_session(bench, attempt, "POST", f"/trees/{PATH}", version(1)))
+    answer(in_session(bench, attempt, "POST", f"/trees/{PATH}", moved(version(1), None)))
     bench.execute("CREATE TABLE old AS SELECT * FROM records WHERE kind = 'tree'")
-    answer(in_session(bench, attempt, "POST", f"/trees/{PATH}", version(2)))
+    answer(in_session(bench, attempt, "POST", f"/trees/{PATH}", moved(version(2), version(1))))
     bench.execute("DELETE FROM records WHERE kind = 'tree'; INSERT INTO records SELECT * FROM old")
     assert in_session(bench, attempt, "GET", f"/trees/{PATH}").problem == "state-damaged"
 

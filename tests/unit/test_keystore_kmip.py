@@ -9,8 +9,8 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,14 @@ from cloister.broker.keystores import Keystore
 from cloister.broker.keystores.kmip import KmipKeystore
 from cloister.broker.keystores.kmip_objects import identifier
 from cloister.broker.keystores.kmip_wire import KmipWire
-from cloister.broker.keystores.records import destroyed, made
+from cloister.broker.keystores.records import (
+    CLAIM_ENDS,
+    CLAIM_SECONDS,
+    VersionRecord,
+    claimed,
+    destroyed,
+    made,
+)
 from cloister.errors import KeystoreError, KeystoreUnavailable, UsageError
 from keystore_contract import AAD, NOW, OWNER, SECRET, KeystoreContract, is_one_line, refuses
 from kmip_server import Identity, KmipServerProcess, TestAuthority
@@ -148,7 +155,7 @@ def test_the_wrap_of_the_page_opens_under_its_key(own_site: Site) -> None:
         managed_object=ObjectFactory().convert(key),
     )
     store._ask("activate", unique_identifier=identifier(answer.unique_identifier))
-    store._register(made(vectors["key_id"], vectors["version"], OWNER, NOW, answer.unique_identifier))
+    store._write(made(vectors["key_id"], vectors["version"], OWNER, NOW, answer.unique_identifier))
     wrapped = bytes.fromhex(vectors["kmip"]["wrapped"])
     opened = store.unwrap(vectors["key_id"], wrapped, bytes.fromhex(vectors["aad"]))
     assert opened.hex() == vectors["plaintext"]
@@ -160,7 +167,7 @@ def test_a_record_never_leads_to_the_destruction_of_another_key(site: Site) -> N
     store.generate("forged", owner=OWNER, now=NOW)
     wrapped = store.wrap("victim", SECRET, AAD)
     (victim,) = store._read("victim")
-    store._register(made("forged", 2, OWNER, NOW, victim.handle))
+    store._write(made("forged", 2, OWNER, NOW, victim.handle))
     with pytest.raises(KeystoreError, match="is not its key"):
         store.destroy("forged", 2)
     assert store.unwrap("victim", wrapped, AAD) == SECRET
@@ -172,7 +179,7 @@ def test_a_destruction_that_a_crash_cut_short_is_refused_and_finished(own_site: 
     store.generate("k", owner=OWNER, now=NOW)
     wrapped = store.wrap("k", SECRET, AAD)
     (version,) = store._read("k")
-    store._register(destroyed("k", version))
+    store._write(destroyed("k", version))
     own_site.server.kill()
     own_site.server.start()
     refuses(store, "k", wrapped)
@@ -278,6 +285,168 @@ def test_brokers_that_rotate_at_one_moment_never_share_a_number(site: Site) -> N
     versions = stores[0].describe("raced")
     assert [one.version for one in versions] == list(range(1, len(versions) + 1))
     assert stores[1].unwrap("raced", stores[2].wrap("raced", SECRET, AAD), AAD) == SECRET
+    assert not claims_of(stores[0], "raced")
+
+
+def claims_of(store: KmipKeystore, key: str) -> list[VersionRecord]:
+    return [one for one in store._records(key) if one.state == "claimed"]
+
+
+@dataclass
+class Stage:
+    """What happens around a broker's first record, and what of its requests goes wrong."""
+
+    before: Callable[[], None] = lambda: None
+    after: Callable[[], None] = lambda: None
+    fails: dict[str, str] = field(default_factory=dict)
+    """By state of a record: its writing is not answered "before" or "after" it was done."""
+    time: float = 0.0
+
+
+class StagedKeystore(KmipKeystore):
+    def __init__(self, site: Site, stage: Stage) -> None:
+        super().__init__(
+            "127.0.0.1",
+            site.server.port,
+            certificate=site.client.certificate,
+            key=site.client.key,
+            ca=site.authority.file,
+            clock=lambda: self.stage.time,
+        )
+        OPENED.append(self)
+        self.stage = stage
+
+    def _write(self, record: VersionRecord) -> None:
+        before, after = self.stage.before, self.stage.after
+        self.stage.before = self.stage.after = lambda: None
+        before()
+        fails = self.stage.fails.pop(record.state, "")
+        if fails != "before":
+            super()._write(record)
+        if fails:
+            raise KeystoreUnavailable("the answer was lost")
+        after()
+
+
+def test_a_version_that_another_broker_wrapped_under_is_never_taken_back(own_site: Site) -> None:
+    # Two brokers make version 4; while one has written its record and not yet looked, a third wraps and rotates.
+    third = own_site.open()
+    third.generate("k", owner=OWNER, now=NOW)
+    third.rotate("k", now=NOW)
+    third.rotate("k", now=NOW)
+    wrapped: list[bytes] = []
+    second_ready, second_go, second_wrote, first_done = (threading.Event() for _ in range(4))
+
+    def between() -> None:
+        wrapped.append(third.wrap("k", SECRET, AAD))
+        with suppress(KeystoreUnavailable):
+            third.rotate("k", now=NOW)
+        wrapped.append(third.wrap("k", SECRET, AAD))
+        second_go.set()
+        assert second_wrote.wait(20)
+
+    def ready() -> None:
+        second_ready.set()
+        assert second_go.wait(20)
+
+    def wrote() -> None:
+        second_wrote.set()
+        assert first_done.wait(20)
+
+    def rotate(stage: Stage) -> None:
+        with suppress(KeystoreUnavailable):
+            StagedKeystore(own_site, stage).rotate("k", now=NOW)
+
+    def first() -> None:
+        rotate(Stage(before=lambda: None if second_ready.wait(20) else pytest.fail("late"), after=between))
+        first_done.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        for work in [pool.submit(rotate, Stage(before=ready, after=wrote)), pool.submit(first)]:
+            work.result()
+    assert len(wrapped) == 2
+    assert {own_site.open().unwrap("k", one, AAD) for one in wrapped} == {SECRET}
+    count = len(third.describe("k"))
+    assert own_site.open().rotate("k", now=NOW).version == count + 1
+    assert [one.version for one in own_site.open().describe("k")] == list(range(1, count + 2))
+    assert not claims_of(third, "k")
+    assert len(keys_of(own_site.server)) == count + 1
+
+
+def test_the_claim_of_a_broker_that_crashed_stands_in_the_way_for_ten_minutes_and_is_then_cleared(
+    own_site: Site,
+) -> None:
+    store = own_site.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped = store.wrap("k", SECRET, AAD)
+    store._write(claimed("k", 2, OWNER, NOW, store._create("k", 2)))
+    (version,) = store._read("k")
+    store._write(claimed("k", 1, OWNER, NOW, version.handle))  # crashed after it made this one: its key stays
+    for after in (0, CLAIM_ENDS - 1):
+        with pytest.raises(KeystoreUnavailable, match="at the latest in 10 minutes") as refusal:
+            own_site.open().rotate("k", now=NOW + after)
+        is_one_line(refusal.value)
+    assert store.wrap("k", SECRET, AAD)[:4] == (1).to_bytes(4, "big")
+    assert len(keys_of(own_site.server)) == 2
+    assert own_site.open().rotate("k", now=NOW + CLAIM_ENDS).version == 2
+    assert not claims_of(store, "k")
+    assert len(keys_of(own_site.server)) == 2
+    assert store.unwrap("k", wrapped, AAD) == SECRET
+
+
+def test_a_claim_that_ended_never_leads_to_the_destruction_of_another_key(site: Site) -> None:
+    store = site.open()
+    store.generate("bystander", owner=OWNER, now=NOW)
+    store.generate("claimed", owner=OWNER, now=NOW)
+    wrapped = store.wrap("bystander", SECRET, AAD)
+    (bystander,) = store._read("bystander")
+    store._write(claimed("claimed", 2, OWNER, NOW, bystander.handle))
+    with pytest.raises(KeystoreError, match="is not its key"):
+        store.rotate("claimed", now=NOW + CLAIM_ENDS)
+    assert store.unwrap("bystander", wrapped, AAD) == SECRET
+    assert store.rotate("claimed", now=NOW + CLAIM_ENDS).version == 2
+
+
+def test_a_broker_that_is_too_slow_takes_its_claim_back(own_site: Site) -> None:
+    store = StagedKeystore(own_site, Stage())
+    store.generate("k", owner=OWNER, now=NOW)
+
+    def dawdle() -> None:
+        store.stage.time += CLAIM_SECONDS + 1
+
+    store.stage.after = dawdle
+    with pytest.raises(KeystoreUnavailable, match="took too long") as refusal:
+        store.rotate("k", now=NOW)
+    is_one_line(refusal.value)
+    assert not claims_of(store, "k")
+    assert len(keys_of(own_site.server)) == 1
+    assert store.rotate("k", now=NOW).version == 2
+
+
+@pytest.mark.parametrize("pause", [0, CLAIM_SECONDS + 1])
+@pytest.mark.parametrize("state", ["claimed", "made"])
+@pytest.mark.parametrize("fails", ["before", "after"])
+def test_a_broker_that_was_not_answered_goes_on_when_it_is_asked_again(
+    own_site: Site, state: str, fails: str, pause: float
+) -> None:
+    store = StagedKeystore(own_site, Stage())
+    store.generate("k", owner=OWNER, now=NOW)
+    store.stage.fails[state] = fails
+    with pytest.raises(KeystoreUnavailable, match="lost"):
+        store.rotate("k", now=NOW)
+    store.stage.time += pause
+    later = NOW + int(pause)
+    if (state, fails) == ("made", "before") and pause:
+        # It cannot know that this record never comes, so it waits as for a broker that crashed.
+        with pytest.raises(KeystoreUnavailable, match="at the latest in 10 minutes"):
+            store.rotate("k", now=later)
+        later = NOW + CLAIM_ENDS
+    assert store.rotate("k", now=later).version == 2
+    assert [one.version for one in store.describe("k")] == [1, 2]
+    assert store.unwrap("k", store.wrap("k", SECRET, AAD), AAD) == SECRET
+    assert len(keys_of(own_site.server)) == 2
+    store.rotate("k", now=NOW + 2 * CLAIM_ENDS)
+    assert not claims_of(store, "k")
 
 
 # Who talks to whom
@@ -462,7 +631,7 @@ HOSTILE: dict[str, tuple[bytes | None, str]] = {
     "a failure without a reason": (_response(LOCATE, status=1), "refuses .locate: no reason"),
     "ten thousand names": (
         _response(LOCATE, _structure("42007c", *[_value("420094", 7, b"%08d" % n) for n in range(10_000)])),
-        "more than 2000 records",
+        "more than 2100 records",
     ),
     "an endless name": (
         _response(LOCATE, _structure("42007c", _value("420094", 7, b"x" * 60_000))),

@@ -19,7 +19,7 @@ import pytest
 from cloister.broker.keystores import Keystore
 from cloister.broker.keystores.pkcs11 import Pkcs11Keystore
 from cloister.broker.keystores.pkcs11_token import write
-from cloister.broker.keystores.records import made
+from cloister.broker.keystores.records import CLAIM_ENDS, CLAIM_SECONDS, VersionRecord, claimed, made
 from cloister.errors import KeystoreError, KeystoreUnavailable
 from keystore_contract import AAD, NOW, OWNER, SECRET, KeystoreContract, is_one_line, refuses
 from real_parts import absent
@@ -378,13 +378,13 @@ def test_a_process_killed_in_the_middle_of_rotations_leaves_a_usable_key(soft_to
     store = soft_token.open()
     store.generate("k", owner=OWNER, now=NOW)
     wrapped = store.wrap("k", SECRET, AAD)
-    for _ in range(3):
+    for attempt in range(3):
+        now = NOW + attempt * CLAIM_ENDS  # so what the one before was killed in is over
         process = soft_token.python(
-            'print("go", flush=True)\nwhile True:\n    store.rotate("k", now=1)\n    print("r", flush=True)'
+            f'print("go", flush=True)\nwhile True:\n    store.rotate("k", now={now})\n    print("r", flush=True)'
         )
         assert process.stdout is not None
-        for _ in range(3):
-            process.stdout.readline()
+        assert [process.stdout.readline() for _ in range(3)] == [b"go\n", b"r\n", b"r\n"]
         process.kill()
         process.communicate(timeout=60)
         versions = store.describe("k")
@@ -392,6 +392,141 @@ def test_a_process_killed_in_the_middle_of_rotations_leaves_a_usable_key(soft_to
         assert [one.state for one in versions] == ["retired"] * (len(versions) - 1) + ["active"]
         assert store.unwrap("k", store.wrap("k", SECRET, AAD), AAD) == SECRET
     assert store.unwrap("k", wrapped, AAD) == SECRET
+
+
+def keys_in(soft_token: SoftToken) -> int:
+    token = next(iter(pkcs11.lib(str(MODULE)).get_tokens(token_label=soft_token.label)))
+    with token.open() as session:  # logged in is the process
+        return len(list(session.get_objects({pkcs11.Attribute.CLASS: pkcs11.ObjectClass.SECRET_KEY})))
+
+
+def claims_of(store: Pkcs11Keystore) -> list[VersionRecord]:
+    return [one for one in store._records("k") if one.state == "claimed"]
+
+
+class StagedKeystore(Pkcs11Keystore):
+    """``stage`` happens once, right after a record of that state was written."""
+
+    state = "claimed"
+    time = 0.0
+
+    def __init__(self, token: SoftToken) -> None:
+        super().__init__(MODULE, token.label, PIN, clock=lambda: self.time)
+        self.stage: Callable[[], None] | None = None
+
+    def _write(self, record: VersionRecord) -> None:
+        super()._write(record)
+        if self.stage is not None and record.state == self.state:
+            stage, self.stage = self.stage, None
+            stage()
+
+
+def test_a_version_that_another_broker_wrapped_under_is_never_taken_back(soft_token: SoftToken) -> None:
+    store, other, third = StagedKeystore(soft_token), StagedKeystore(soft_token), soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped: list[bytes] = []
+
+    def between() -> None:
+        # A rival that read before the claim was there, and writes its own before the other one looks.
+        name = other._create("k", 2)
+        wrapped.append(third.wrap("k", SECRET, AAD))
+        with pytest.raises(KeystoreUnavailable, match="at the latest in 10 minutes"):
+            third.rotate("k", now=NOW)
+        other._write(claimed("k", 2, OWNER, NOW, name))
+
+    store.stage = between
+    with pytest.raises(KeystoreUnavailable, match="at the same moment") as refusal:
+        store.rotate("k", now=NOW)
+    is_one_line(refusal.value, PIN)
+    (rival,) = claims_of(store)
+    assert other._read_alone("k", rival)[-1].number == 1  # it is alone now, and goes on
+    other._write(made("k", 2, OWNER, NOW, rival.object))
+    other._remove(rival)
+    wrapped.append(third.wrap("k", SECRET, AAD))
+    assert wrapped[1][:4] == (2).to_bytes(4, "big")
+    assert soft_token.open().rotate("k", now=NOW).version == 3
+    assert {soft_token.open().unwrap("k", one, AAD) for one in wrapped} == {SECRET}
+    assert not claims_of(store)
+    assert keys_in(soft_token) == 3
+
+
+def test_the_claim_of_a_broker_that_crashed_stands_in_the_way_for_ten_minutes_and_is_then_cleared(
+    soft_token: SoftToken,
+) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    wrapped = store.wrap("k", SECRET, AAD)
+    store._write(claimed("k", 2, OWNER, NOW, store._create("k", 2)))
+    (version,) = store._read("k")
+    store._write(claimed("k", 1, OWNER, NOW, version.handle))  # crashed after it made this one: its key stays
+    with pytest.raises(KeystoreUnavailable, match="at the latest in 10 minutes"):
+        soft_token.open().rotate("k", now=NOW + CLAIM_ENDS - 1)
+    assert store.wrap("k", SECRET, AAD)[:4] == (1).to_bytes(4, "big")
+    assert soft_token.open().rotate("k", now=NOW + CLAIM_ENDS).version == 2
+    assert not claims_of(store)
+    assert keys_in(soft_token) == 2
+    assert store.unwrap("k", wrapped, AAD) == SECRET
+
+
+def test_a_broker_that_is_too_slow_takes_its_claim_back(soft_token: SoftToken) -> None:
+    store = StagedKeystore(soft_token)
+    store.generate("k", owner=OWNER, now=NOW)
+    store.stage = lambda: setattr(store, "time", CLAIM_SECONDS + 1.0)
+    with pytest.raises(KeystoreUnavailable, match="took too long"):
+        store.rotate("k", now=NOW)
+    assert not claims_of(store)
+    assert keys_in(soft_token) == 1
+    assert store.rotate("k", now=NOW).version == 2
+
+
+@pytest.mark.parametrize("state", ["claimed", "made", "destroyed"])
+def test_a_token_pulled_out_after_a_record_is_gone_on_with(soft_token: SoftToken, state: str) -> None:
+    store = StagedKeystore(soft_token)
+    store.generate("k", owner=OWNER, now=NOW)
+    store.state, store.stage = state, soft_token.unplug
+    if state == "destroyed":
+        with pytest.raises(KeystoreUnavailable):  # a key that is not found there is not said to be destroyed
+            store.destroy("k", 1)
+    elif state == "claimed":
+        with pytest.raises(KeystoreUnavailable):
+            store.rotate("k", now=NOW)
+    else:
+        assert store.rotate("k", now=NOW).version == 2
+    soft_token.plug()
+    if state == "claimed":
+        assert store.rotate("k", now=NOW).version == 2
+    elif state == "destroyed":
+        store.destroy("k", 1)
+    store.describe("k")
+    assert keys_in(soft_token) == (0 if state == "destroyed" else 2)
+    store.rotate("k", now=NOW + CLAIM_ENDS)
+    assert not claims_of(store)
+
+
+def test_processes_that_rotate_at_one_moment_never_share_a_number(soft_token: SoftToken) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    code = f"""
+from cloister.errors import KeystoreUnavailable
+for _ in range(8):
+    try:
+        store.rotate("k", now={NOW})
+    except KeystoreUnavailable as error:
+        print(error)
+"""
+    processes = [soft_token.python(code) for _ in range(2)]
+    wrapped = []
+    while any(process.poll() is None for process in processes):
+        wrapped.append(store.wrap("k", SECRET, AAD))
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    versions = store.describe("k")
+    assert [one.version for one in versions] == list(range(1, len(versions) + 1))
+    assert len(versions) > 1
+    assert {store.unwrap("k", one, AAD) for one in wrapped} == {SECRET}
+    assert not claims_of(store)
+    assert keys_in(soft_token) == len(versions)
 
 
 def test_a_record_never_leads_to_another_key(soft_token: SoftToken) -> None:

@@ -7,10 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.broker.keystores.records import (
+    CLAIM_ENDS,
     VersionRecord,
+    claimed,
     decode_record,
     destroyed,
     encode_record,
+    has_ended,
     made,
     told,
 )
@@ -67,6 +70,7 @@ REFUSED = {
     "a gap": [ONE, made("models", 3, "ada", 1, "cc")],
     "no first version": [TWO],
     "destroyed but never made": [ENDED],
+    "a claim in a gap": [ONE, claimed("models", 2, "ada", 1, "bb"), made("models", 3, "ada", 1, "cc")],
     "destroyed out of the blue": [ONE, ENDED, destroyed("models", told("models", [ONE, TWO], "s")[1])],
 }
 
@@ -87,9 +91,28 @@ def test_records_that_do_not_add_up_are_refused(attack: str) -> None:
     ],
     ids=["another owner", "another object", "another time"],
 )
-def test_two_claims_to_one_version_pass_by_themselves_and_neither_is_used(rival: VersionRecord) -> None:
-    with pytest.raises(KeystoreUnavailable):
+def test_of_two_records_that_made_one_version_neither_is_used(rival: VersionRecord) -> None:
+    with pytest.raises(KeystoreError, match="two objects") as refusal:
         told("models", [ONE, rival], "the store")
+    assert not isinstance(refusal.value, KeystoreUnavailable)  # it does not pass by itself
+
+
+def test_a_claim_is_no_version_and_hides_none() -> None:
+    claims = [claimed("models", number, "eve", 10, "ff") for number in (1, 2, 3, 9)]
+    assert told("models", claims, "the store") == ()
+    assert told("models", [*claims, ONE, TWO, ENDED], "the store") == told(
+        "models", [ONE, TWO, ENDED], "the store"
+    )
+    with pytest.raises(KeystoreError):
+        told("models", [claims[0], ENDED], "the store")  # a claim makes nothing that could be destroyed
+
+
+def test_only_a_claim_ends_and_only_when_its_time_is_over() -> None:
+    claim = claimed("models", 1, "ada", 1000, "aa")
+    assert [has_ended(claim, now) for now in (0, 1000, 1000 + CLAIM_ENDS - 1)] == [False] * 3
+    assert has_ended(claim, 1000 + CLAIM_ENDS)
+    assert not has_ended(ONE, 10**9)
+    assert not has_ended(ENDED, 10**9)
 
 
 @given(st.data())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from cloister.encoding import Record, decode_json, encode_json, from_hex, labelled_hash
-from cloister.errors import BrokerError, FormatError
+from cloister.errors import EXIT_VERIFICATION, BrokerError, FormatError
 from cloister.verifier.claims import Claims
 
 FORMAT: Final = "cloister/audit-entry/v1"
@@ -44,6 +44,8 @@ Kind = Literal["manifest", "rule", "resource", "key", "counter", "tree", "mesh",
 
 class AuditDamaged(BrokerError):
     """The log or the state is not what its tree head says: something was edited, removed, restored or added."""
+
+    exit_code = EXIT_VERIFICATION
 
 
 class Change(Record, frozen=True, kw_only=True):

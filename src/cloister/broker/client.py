@@ -22,7 +22,14 @@ from cloister.attester import Attester, DeviceAttester, RawDeviceEvidence
 from cloister.broker import protocol
 from cloister.broker.jwe import TeeKeyPair
 from cloister.broker.protocol import Attestation, Problem, RuntimeData, TeeEvidence, TokenAnswer
-from cloister.broker.wire import PREFIX, CertificateAnswer, CertificateRequest, TreeAnswer, TreeVersion
+from cloister.broker.wire import (
+    PREFIX,
+    CertificateAnswer,
+    CertificateRequest,
+    TreeAdvance,
+    TreeAnswer,
+    TreeVersion,
+)
 from cloister.channel.transport import connect
 from cloister.encoding import decode_json, encode_json
 from cloister.errors import (
@@ -143,11 +150,16 @@ class BrokerKeys:
             body, _ = self._in_session("GET", f"{PREFIX}/trees/{path}")
         return decode_json(body, TreeAnswer, what="the broker's tree", limit=protocol.MAX_ANSWER).newest
 
-    def record_tree(self, uri: str, newest: TreeVersion) -> None:
-        """Record the index that this workload has just written. Raises :class:`Superseded` if it is not the newest."""
+    def record_tree(self, uri: str, newest: TreeVersion, *, after: TreeVersion | None) -> None:
+        """Record the version that this workload has just written, ``after`` being the recorded one that it began from.
+
+        Raises :class:`Superseded` if another was recorded meanwhile: somebody else writes a copy of this tree.
+        """
         path = protocol.resource_path(parse_key_uri(uri))
         with self._lock:
-            self._in_session("POST", f"{PREFIX}/trees/{path}", encode_json(newest))
+            self._in_session(
+                "POST", f"{PREFIX}/trees/{path}", encode_json(TreeAdvance(newest=newest, after=after))
+            )
 
     def _ask(self, path: str, uri: str) -> bytes:
         body, pair = self._in_session("GET", protocol.RESOURCE_PATH + path)
@@ -199,7 +211,7 @@ class BrokerKeys:
             lambda: self._channel().request(method, self._url + path, content=body, headers=headers)
         )
         if response.status_code != 200:
-            raise _refusal(response)
+            raise _refusal(response, path)
         if len(response.content) > protocol.MAX_ANSWER:
             raise BrokerError("the broker's answer is over its bound")
         return response
@@ -259,7 +271,10 @@ def collect(
     )
 
 
-_OWNER = "ask the resource's owner for a rule that names this workload; the broker's audit log has the reason"
+_OWNER = (
+    "ask the resource's owner for a rule that names this workload as it is now (any change of program, files or"
+    " configuration is another one: measure again); the broker's audit log has the reason"
+)
 _RULE = "its owners sign a new rule"
 _LATER = "nothing was released; ask again in a moment"
 _PROTOCOL = "update the broker or this workload"
@@ -295,8 +310,8 @@ _REFUSALS: Final[dict[str, tuple[type[CloisterError], str, str]]] = {
 }
 
 
-def _refusal(response: httpx2.Response) -> CloisterError:
-    """The error of a problem's class; the broker's own words are not repeated."""
+def _refusal(response: httpx2.Response, path: str) -> CloisterError:
+    """The error of a problem's class, about what was asked for; the broker's own words are not repeated."""
     try:
         problem = decode_json(response.content, Problem, what="broker's problem", limit=protocol.MAX_AUTH)
         name = problem.type.removeprefix(protocol.PROBLEM_PREFIX)
@@ -308,4 +323,6 @@ def _refusal(response: httpx2.Response) -> CloisterError:
             todo="check that the address is a Cloister key broker's",
         )
     kind, what, todo = _REFUSALS[name]
-    return kind(f"{what} ({name})", todo=todo)
+    asked = path.removeprefix(protocol.RESOURCE_PATH)
+    about = f"kbs:///{asked}: " if asked != path else ""
+    return kind(f"{about}{what} ({name})", todo=todo)

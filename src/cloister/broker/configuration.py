@@ -7,11 +7,9 @@ shares.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final, Literal
 
-import cloister
-from cloister.attester.launch import launch_events, program_digest
+from cloister.attester.launch import launch_events, this_program
 from cloister.broker.protocol import PROFILE, VERSION
 from cloister.encoding import Record, encode_json, from_hex
 from cloister.errors import UsageError
@@ -44,7 +42,6 @@ def owners_configuration(origin: str) -> BrokerConfiguration:
 
 def broker_events(configuration: BrokerConfiguration | None = None) -> tuple[LaunchEvent, ...]:
     """The launch events of ``cloister broker serve`` as this package is installed."""
-    program = program_digest(Path(cloister.__path__[0]))
     return launch_events(
-        config=encode_json(configuration or BrokerConfiguration()), program=program, model_index=None
+        config=encode_json(configuration or BrokerConfiguration()), program=this_program(), model_index=None
     )

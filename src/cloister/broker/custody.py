@@ -1,13 +1,11 @@
 """Custody of the state key: a broker is locked until its owners, a peer, or a passphrase open its state.
 
 Locked, it shows its evidence and takes shares, and does nothing else. It counts as open only when the whole state was
-read and checked and the witnesses said that there is none newer. Shares of a new state are handed out once each, to
-the owner they are for, and nothing is put before enough owners said that they keep theirs.
+read and checked and the witnesses said that there is none newer. Shares that are made are new_shares.py's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -17,52 +15,37 @@ from typing import Final
 import sqlalchemy as sa
 
 from cloister.broker import tables
-from cloister.broker.audit import Fact, damaged
+from cloister.broker.audit import Fact
 from cloister.broker.clock import RisingClock
 from cloister.broker.keystores import Keystore
+from cloister.broker.new_shares import NewShares, locked
 from cloister.broker.offers import Offers
 from cloister.broker.state import (
-    DOCUMENT,
     State,
     create_state,
-    kept_name,
     new_state_id,
     open_state,
     read_document,
-    stage_document,
 )
 from cloister.broker.state_key import (
     KEY_SIZE,
-    PassphraseLock,
     Share,
-    ShareLock,
     StateDocument,
     StateKey,
-    commitment,
-    encode_document,
-    lock_by_owners,
     open_by_passphrase,
     open_by_shares,
 )
-from cloister.broker.transaction import Transaction
 from cloister.broker.wire import Progress
 from cloister.broker.witnessing import require_addresses
-from cloister.encoding import encode_json
 from cloister.errors import (
     BrokerError,
     CloisterError,
     KeystoreError,
     KeystoreUnavailable,
-    ManifestError,
     NetworkError,
-    SignatureRefused,
-    UnknownResource,
-    UsageError,
 )
 from cloister.manifest.acceptance import AcceptedManifest, accept_genesis
-from cloister.manifest.manifest import Manifest
-from cloister.manifest.owner_key import parse_public_key
-from cloister.manifest.signed import Signed, encode_signed, verified_signers
+from cloister.manifest.signed import Signed
 
 RETRY_SECONDS: Final = 2.0
 """How often witnesses that did not answer are asked again."""
@@ -104,7 +87,7 @@ class Custody:
         self._closing = threading.Event()
         self._logged = False
         self._offered = Offers()
-        self._shares: dict[str, Share] = {}
+        self._shares = NewShares(engine, lambda: self.state)
 
     def close(self) -> None:
         """Ask no witness any more, if it still waits for them."""
@@ -132,19 +115,7 @@ class Custody:
         """How the state is opened. While it is locked this is the database's word; once it is open, it is checked."""
         if self._state is None:
             return read_document(self._engine)
-        return self._checked(self._state)[1]
-
-    @staticmethod
-    def _digest(document: StateDocument) -> bytes:
-        return hashlib.sha256(encode_document(document)).digest()
-
-    def _checked(self, state: State) -> tuple[int, StateDocument]:
-        """The document, if it is the one that the state tree names, and that record's version."""
-        document = read_document(self._engine)
-        stored = state.journal.read("share", DOCUMENT)
-        if stored is None or stored.body != self._digest(document):
-            raise damaged("the document that says how this state is opened is not the newest one")
-        return stored.version, document
+        return self._shares.checked(self._state)[1]
 
     def create(self, genesis: Signed) -> None:
         """Make a new state under its first manifest: the update quorum's owners hold the shares of its key."""
@@ -153,10 +124,10 @@ class Custody:
         with self._lock:
             key = StateKey(os.urandom(KEY_SIZE))
             state_id = new_state_id()
-            lock, shares = self._locked(manifest.manifest, state_id, key)
+            lock, shares = locked(manifest.manifest, state_id, key)
             document = StateDocument(id=state_id, created=self.clock(), lock=lock)
             create_state(self._engine, document, key, manifest, clock=self.clock)
-            self._shares = dict(shares)
+            self._shares.keep(shares)
             self._open(key, "made; its owners hold shares of its key", made=True)
 
     def open_by_passphrase(self, passphrase: bytes) -> None:
@@ -200,106 +171,17 @@ class Custody:
     def hand_out(self, owner: str) -> Share:
         """The share of ``owner``, as long as it was not acknowledged. Raises :class:`UnknownResource`."""
         with self._lock:
-            share = self._shares.get(owner)
-            if share is not None:
-                document = self._checked(self.state)[1]
-                newest = document.next or document.lock
-                if not isinstance(newest, ShareLock) or newest.commitments.get(owner) != commitment(share):
-                    self._shares.clear()  # another replica has made newer ones
-                    share = None
-        if share is None:
-            raise UnknownResource(
-                f"there is no share for {owner} here (any more)",
-                todo="shares are handed out once; if yours is lost, the owners sign a manifest that changes who they are",
-            )
-        return share
+            return self._shares.hand_out(owner)
 
     def acknowledge(self, owner: str, signed: Signed) -> Progress:
-        """``owner`` keeps its share, and signed so: forget it here, and note that. Tells how many are kept.
-
-        Raises :class:`~cloister.errors.ManifestError` for anything but exactly what has to be signed.
-        """
+        """As :meth:`NewShares.acknowledge`."""
         with self._lock:
-            share = self.hand_out(owner)
-            state = self.state
-            version, document = self._checked(state)
-            lock = document.next or document.lock
-            if not isinstance(lock, ShareLock) or lock.commitments.get(owner) != commitment(share):
-                raise UnknownResource("this share is not of the newest owners", todo="fetch it again")
-            if signed.document != encode_json(state.kept(lock, owner)):
-                raise ManifestError(
-                    "what was signed is not that this share is kept here", todo="use `cloister owner share`"
-                )
-            if verified_signers("share", signed, {owner: parse_public_key(lock.keys[owner])}) != {owner}:
-                raise SignatureRefused(
-                    "nobody signed that this share is kept", todo="use `cloister owner share`"
-                )
-            kept = {*state.acknowledged(lock), owner}
-            following = document
-            if document.next is not None and len(kept) >= lock.threshold:
-                following = document.opened_by(lock)
-
-            def work(transaction: Transaction) -> None:
-                self._require_unchanged(transaction, version)
-                transaction.put("share", kept_name(lock, owner), encode_signed(signed))
-                reason = f"{owner} keeps its share; {len(kept)} of {len(lock.commitments)}, {lock.threshold} needed"
-                transaction.log(Fact("share", "done", signers=(owner,), reason=reason))
-                if following is not document:
-                    stage_document(transaction, following)
-
-            state.journal.transact(work)
-            del self._shares[owner]
-            return Progress(open=True, have=len(kept), need=lock.threshold)
+            return self._shares.acknowledge(owner, signed)
 
     def submit_manifest(self, signed: Signed) -> AcceptedManifest:
-        """Put the next manifest in force, with new shares in the same transaction if it has other owners."""
+        """As :meth:`NewShares.submit_manifest`."""
         with self._lock:
-            state = self.state
-            version, document = self._checked(state)
-            made: dict[str, Share] = {}
-
-            def renew(transaction: Transaction, accepted: AcceptedManifest) -> None:
-                self._require_unchanged(transaction, version)
-                following = self._renewed(document, accepted.manifest, state, made)
-                if following is not None:
-                    stage_document(transaction, following)
-
-            accepted = state.authority.submit_manifest(signed, also=renew)
-            if made:
-                self._shares = made
-            return accepted
-
-    def _renewed(
-        self, document: StateDocument, manifest: Manifest, state: State, made: dict[str, Share]
-    ) -> StateDocument | None:
-        """The document with shares of a manifest's owners, which are put into ``made``; None if they are the same."""
-        newest = document.next or document.lock
-        update = manifest.update
-        if isinstance(newest, PassphraseLock):
-            return None
-        keys = {name: manifest.owners[name] for name in update.owners}
-        if (newest.threshold, newest.keys) == (update.threshold, keys):
-            return None
-        lock, shares = self._locked(manifest, document.id, state.key)
-        made.clear()
-        made.update(shares)
-        if isinstance(document.lock, ShareLock) and (document.lock.threshold, document.lock.keys) == (
-            update.threshold,
-            keys,
-        ):
-            # Back to those who hold shares already: theirs go on, and nobody else's are needed.
-            made.clear()
-            return document.opened_by(document.lock)
-        return StateDocument(id=document.id, created=document.created, lock=document.lock, next=lock)
-
-    @staticmethod
-    def _require_unchanged(transaction: Transaction, version: int) -> None:
-        if transaction.version("share", DOCUMENT) != version:
-            raise UsageError("another replica changed how this state is opened just now", todo="ask again")
-
-    def _locked(self, manifest: Manifest, state: str, key: StateKey) -> tuple[ShareLock, Mapping[str, Share]]:
-        owners = {name: manifest.owners[name] for name in manifest.update.owners}
-        return lock_by_owners(owners, manifest.update.threshold, state=state, key=key)
+            return self._shares.submit_manifest(signed)
 
     def _open(self, key: StateKey, how: str, *, made: bool = False, by_shares: bool = False) -> None:
         """``made``: by this process, or a laptop's. Any other state has to be vouched for by its owners."""
@@ -313,7 +195,7 @@ class Custody:
             witnesses=self._witnesses,
         )
         if not made:
-            document = self._checked(state)[1]
+            document = self._shares.checked(state)[1]
             state.require_genuine(document)
             if by_shares:
                 self._offered.require_known(document, state.authority.manifest.manifest.version)
@@ -350,7 +232,7 @@ class Custody:
                 if self._waiting is not waiting:
                     return  # another attempt came first
                 if by_shares:
-                    self._renew_lost_shares(state)
+                    self._shares.renew_lost(state)
                 self._state, self._waiting = state, None
         except (NetworkError, KeystoreUnavailable) as error:
             _log.warning("the state waits for its witnesses: %s", error.what)
@@ -362,22 +244,6 @@ class Custody:
                 )
                 self._waiting = None
             raise
-
-    def _renew_lost_shares(self, state: State) -> None:
-        """Shares that were made for new owners and not kept by enough of them ended with the process that held them."""
-        version, document = self._checked(state)
-        if document.next is None:
-            return
-        lock, shares = self._locked(state.authority.manifest.manifest, document.id, state.key)
-        following = StateDocument(id=document.id, created=document.created, lock=document.lock, next=lock)
-
-        def work(transaction: Transaction) -> None:
-            if transaction.version("share", DOCUMENT) == version:
-                stage_document(transaction, following)
-
-        state.journal.transact(work)
-        if self._checked(state)[1] == following:
-            self._shares = dict(shares)
 
 
 def holds_state(engine: sa.Engine) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from cloister.broker.audit import Fact
-from cloister.broker.counters import advance, parse_tree_version
+from cloister.broker.counters import advance, parse_tree_advance, parse_tree_version
 from cloister.broker.release import Reader
 from cloister.broker.service import require_same_manifest
 from cloister.broker.session import Attested
@@ -74,7 +74,8 @@ def tree(desk: Desk, asked: Asked, session: Attested) -> TreeAnswer:
 
 def record_tree(desk: Desk, asked: Asked, session: Attested) -> TreeAnswer:
     """Record the index that this workload has just written, and have the witnesses see it."""
-    path, said = asked.resource, parse_tree_version(asked.body)
+    path, said = asked.resource, parse_tree_advance(asked.body)
+    newest = said.newest
     admitted = desk.broker.admit(session, path)
     desk.broker.require_witnesses()
 
@@ -83,9 +84,9 @@ def record_tree(desk: Desk, asked: Asked, session: Attested) -> TreeAnswer:
         stored = transaction.get("tree", path)
         before = None if stored is None or not stored.body else parse_tree_version(stored.body)
         advance(before, said)
-        if said == before:
+        if newest == before:
             return
-        transaction.put("tree", path, encode_json(said))
+        transaction.put("tree", path, encode_json(newest))
         transaction.log(
             Fact(
                 "tree",
@@ -95,13 +96,13 @@ def record_tree(desk: Desk, asked: Asked, session: Attested) -> TreeAnswer:
                 session=session.digest,
                 rule=admitted.rule.rule.digest,
                 manifest=admitted.manifest.digest,
-                reason=f"index version {said.version}, digest {said.digest}",
+                reason=f"index version {newest.version}, digest {newest.digest}",
             )
         )
 
     desk.custody.state.journal.transact(work)
     desk.confirm()
-    return TreeAnswer(newest=said)
+    return TreeAnswer(newest=newest)
 
 
 SERVED: Final[dict[str, Callable[[Desk, Asked, Attested], Record]]] = {

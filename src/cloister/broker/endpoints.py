@@ -30,8 +30,8 @@ from cloister.broker.wire import (
     Progress,
     Proof,
     Status,
+    TreeAdvance,
     TreeAnswer,
-    TreeVersion,
     Unlock,
 )
 from cloister.encoding import Record
@@ -176,7 +176,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         "session",
         "Record a sealed tree's new index",
         TreeAnswer,
-        TreeVersion,
+        TreeAdvance,
         max_body=4096,
     ),
 )

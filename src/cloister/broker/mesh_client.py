@@ -48,6 +48,8 @@ class MeshCredential:
     bundle: TrustBundle
     own: MeshPeer
     """What the certificate says."""
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+    """For programs that read it from a private file."""
     client: ssl.SSLContext = field(repr=False)
     """For connections to other workloads, by their :func:`~cloister.broker.mesh_request.dns_name`."""
     server: ssl.SSLContext = field(repr=False)
@@ -163,7 +165,7 @@ class MeshIdentity:
         if own.public_key != key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
             raise MeshRefused("the broker's certificate is for another key than was asked")
         client, server = client_context(bundle, chain, key), server_context(bundle, chain, key)
-        self._held = MeshCredential(chain, bundle, own, client, server)
+        self._held = MeshCredential(chain, bundle, own, key, client, server)
         self._floor = bundle.manifest_version
         return self._held
 

@@ -58,11 +58,18 @@ class Progress(Record, frozen=True, kw_only=True):
 
 
 class TreeVersion(Record, frozen=True, kw_only=True):
-    """The newest index of a writable sealed tree: its version, SHA-256 and tree id, the last two hexadecimal."""
+    """A version of a writable sealed tree: its number, digest and tree id, the last two 32 bytes in hexadecimal."""
 
     tree: str
     version: int
     digest: str
+
+
+class TreeAdvance(Record, frozen=True, kw_only=True):
+    """The version that a workload has just written, and the recorded one that it began from: none for the first."""
+
+    newest: TreeVersion
+    after: TreeVersion | None
 
 
 class Unlock(Record, frozen=True, kw_only=True):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from cloister.broker.keystores import MAX_PLAINTEXT, KeyDescription
+from cloister.broker.keystores import MAX_PLAINTEXT
 from cloister.broker.keystores.kmip_objects import (
     TAG_SIZE,
     aes_gcm,
@@ -27,32 +28,31 @@ from cloister.broker.keystores.kmip_objects import (
 from cloister.broker.keystores.kmip_wire import TIMEOUT, KmipWire, Refused, tls_context
 from cloister.broker.keystores.records import (
     MAX_RECORDS,
+    RecordedKeystore,
     VersionRecord,
     decode_record,
-    destroyed,
     encode_record,
-    made,
-    told,
 )
-from cloister.broker.keystores.versioned import ForeignVersion, VersionedKeystore
+from cloister.broker.keystores.versioned import ForeignVersion
 from cloister.errors import KeystoreError, KeystoreUnavailable, UsageError
 
 STORE: Final = "the KMIP server"
 NONCE_SIZE: Final = 12
 NAME_SIZE: Final = 8
 MAX_CACHED: Final = 10_000
-MAX_LOCATES: Final = 3
-"""A record may be taken back between Locate and Get; then it is asked again."""
+MAX_LOCATES: Final = 10
+"""A claim may be taken back between Locate and Get; then it is asked again."""
 
 _GONE: Final = ("ITEM_NOT_FOUND", "OBJECT_NOT_FOUND", "OBJECT_DESTROYED")
 _BUSY: Final = ("GENERAL_FAILURE", "INTERNAL_SERVER_ERROR", "SERVER_LIMIT_EXCEEDED")
 
 
-class KmipKeystore(VersionedKeystore):
+class KmipKeystore(RecordedKeystore):
     """A :class:`~cloister.broker.keystores.Keystore` over one server. The first call connects."""
 
     algorithm = "AES-256-GCM"
     label = "cloister/kmip-wrap/v1"
+    store = STORE
 
     def __init__(
         self,
@@ -64,14 +64,16 @@ class KmipKeystore(VersionedKeystore):
         ca: Path,
         timeout: float = TIMEOUT,
         entropy: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__()
+        super().__init__(clock)
         if not host or not 1 <= port <= 65535:
             raise UsageError("a KMIP server has a host and a port from 1 to 65535")
         context = tls_context(certificate=certificate, key=key, ca=ca)
         self._wire = KmipWire(host, port, context, timeout=timeout)
         self._entropy = entropy
-        # A record is written once, so what was read of one stays true while Locate still names it.
+        # A record is written once, and a version's never taken away, so what was read of one stays true. Claims are not
+        # here: a server may give their names to others after them.
         self._cache: dict[str, VersionRecord] = {}
         self._cache_lock = threading.Lock()
 
@@ -81,37 +83,6 @@ class KmipKeystore(VersionedKeystore):
     def close(self) -> None:
         """Close idle connections; the next call opens another."""
         self._wire.close()
-
-    def describe(self, key: str) -> tuple[KeyDescription, ...]:
-        for one in self._known(key):
-            if one.destroyed:  # so it is true, also after a crash in the middle
-                self._shred(key, one)
-        return super().describe(key)
-
-    def _read(self, key: str) -> tuple[ForeignVersion, ...]:
-        return told(key, self._records(key).values(), STORE)
-
-    def _make(self, key: str, number: int, owner: str, now: int) -> ForeignVersion:
-        versions = self._read(key)
-        if len(versions) >= number:  # made by another thread or broker, or before an answer was lost
-            return versions[number - 1]
-        # The key first, then its record: what no record names is never used.
-        name = self._create(key, number)
-        ours = self._register(made(key, number, owner, now, name))
-        rivals = {one.object for one in self._records(key).values() if one.version == number}
-        if rivals != {name}:
-            self._ask("destroy", unique_identifier=identifier(ours))
-            self._erase(key, number, name)
-            raise KeystoreUnavailable(
-                f"another broker made version {number} of the key {key} at the same moment", todo="ask again"
-            )
-        return self._read(key)[number - 1]
-
-    def _shred(self, key: str, version: ForeignVersion) -> None:
-        # The record first: from here on the version is refused, whatever happens to the rest.
-        if not self._read(key)[version.number - 1].destroyed:
-            self._register(destroyed(key, version))
-        self._erase(key, version.number, version.handle)
 
     def _encrypt(self, key: str, version: ForeignVersion, plaintext: bytes, aad: bytes) -> bytes:
         nonce = self._entropy(NONCE_SIZE)
@@ -155,7 +126,10 @@ class KmipKeystore(VersionedKeystore):
             raise refusal
         return bytes(plaintext)
 
-    def _records(self, key: str) -> dict[str, VersionRecord]:
+    def _records(self, key: str) -> Collection[VersionRecord]:
+        return self._located(key).values()
+
+    def _located(self, key: str) -> dict[str, VersionRecord]:
         for _ in range(MAX_LOCATES):
             identifiers = self._locate(key)
             try:
@@ -194,17 +168,19 @@ class KmipKeystore(VersionedKeystore):
         except AttributeError:
             value = b""
         record = decode_record(bytes(value), key, STORE)
+        if record.state == "claimed":
+            return record
         with self._cache_lock:
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
             self._cache[name] = record
         return record
 
-    def _register(self, record: VersionRecord) -> str:
+    def _write(self, record: VersionRecord) -> None:
         from kmip.core import enums, objects, secrets  # noqa: PLC0415
 
         kind = enums.AttributeType
-        answer = self._ask(
+        self._ask(
             "register",
             object_type=enums.ObjectType.OPAQUE_DATA,
             template_attribute=objects.TemplateAttribute(
@@ -218,7 +194,15 @@ class KmipKeystore(VersionedKeystore):
                 secrets.OpaqueObject.OpaqueDataValue(encode_record(record)),
             ),
         )
-        return checked(answer.unique_identifier)
+
+    def _remove(self, record: VersionRecord) -> None:
+        for name, one in self._located(record.key).items():
+            if one == record:
+                try:
+                    self._answer("destroy", unique_identifier=identifier(name))
+                except Refused as refused:
+                    if refused.reason not in _GONE:
+                        raise _refusal("destroy", refused) from None
 
     def _create(self, key: str, number: int) -> str:
         from kmip.core import enums, objects  # noqa: PLC0415
@@ -242,7 +226,6 @@ class KmipKeystore(VersionedKeystore):
         return name
 
     def _erase(self, key: str, number: int, name: str) -> None:
-        """Revoke and destroy a key, or what is left to do of that; never an object that is not of this version."""
         from kmip.core import enums, objects  # noqa: PLC0415
 
         reason = objects.RevocationReason(code=enums.RevocationReasonCode.CESSATION_OF_OPERATION)

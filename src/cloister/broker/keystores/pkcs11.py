@@ -10,32 +10,34 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from cloister.broker.keystores import MAX_PLAINTEXT, KeyDescription
+from cloister.broker.keystores import MAX_PLAINTEXT
 from cloister.broker.keystores.pkcs11_token import (
     ID_SIZE,
+    STORE,
     TAG_SIZE,
     Lost,
     decrypt,
     encrypt,
+    erase,
     error_name,
     generate,
     key_label,
     key_of,
-    load,
     mark,
     recorded,
-    shred,
+    remove,
     translated,
     write,
 )
-from cloister.broker.keystores.records import destroyed, made
-from cloister.broker.keystores.versioned import ForeignVersion, VersionedKeystore
+from cloister.broker.keystores.records import RecordedKeystore, VersionRecord
+from cloister.broker.keystores.versioned import ForeignVersion
 from cloister.errors import KeystoreError, KeystoreUnavailable
 
 if TYPE_CHECKING:
@@ -58,16 +60,23 @@ _MODULES: Final[dict[str, _Module]] = {}
 _MODULES_LOCK: Final = threading.Lock()
 
 
-class Pkcs11Keystore(VersionedKeystore):
+class Pkcs11Keystore(RecordedKeystore):
     """A :class:`~cloister.broker.keystores.Keystore` over one token. The first call opens it."""
 
     algorithm = "AES-256-GCM"
     label = "cloister/pkcs11-wrap/v1"
+    store = STORE
 
     def __init__(
-        self, module: Path, token: str, pin: bytes, *, entropy: Callable[[int], bytes] = os.urandom
+        self,
+        module: Path,
+        token: str,
+        pin: bytes,
+        *,
+        entropy: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__()
+        super().__init__(clock)
         self._path = str(module)
         self._token = token
         self._pin = _text(pin)
@@ -87,43 +96,22 @@ class Pkcs11Keystore(VersionedKeystore):
             self._current()
             self._drop()
 
-    def describe(self, key: str) -> tuple[KeyDescription, ...]:
-        for one in self._known(key):
-            if one.destroyed:  # so it is true, also after a crash in the middle
-                self._shred(key, one)
-        return super().describe(key)
+    def _records(self, key: str) -> list[VersionRecord]:
+        return self._ask(lambda session: recorded(session, key))
 
-    def _read(self, key: str) -> tuple[ForeignVersion, ...]:
-        return self._ask(lambda session: load(session, key))
+    def _create(self, key: str, number: int) -> str:
+        name = self._entropy(ID_SIZE)
+        self._ask(lambda session: generate(session, key_label(key, number), name))
+        return name.hex()
 
-    def _make(self, key: str, number: int, owner: str, now: int) -> ForeignVersion:
-        def work(session: Session) -> ForeignVersion:
-            versions = load(session, key)
-            if len(versions) >= number:  # made by another thread or broker, or before an answer was lost
-                return versions[number - 1]
-            # The key first, then its record: what no record names is never used.
-            name = self._entropy(ID_SIZE)
-            new = generate(session, key_label(key, number), name)
-            record = write(session, made(key, number, owner, now, name.hex()))
-            if {one.object for one in recorded(session, key) if one.version == number} != {name.hex()}:
-                record.destroy()
-                new.destroy()
-                raise KeystoreUnavailable(
-                    f"another broker made version {number} of the key {key} at the same moment",
-                    todo="ask again",
-                )
-            return load(session, key)[number - 1]
+    def _write(self, record: VersionRecord) -> None:
+        self._ask(lambda session: write(session, record))
 
-        return self._ask(work)
+    def _remove(self, record: VersionRecord) -> None:
+        self._ask(lambda session: remove(session, record))
 
-    def _shred(self, key: str, version: ForeignVersion) -> None:
-        def work(session: Session) -> None:
-            # The record first: from here on the version is refused, whatever happens to the rest.
-            if not load(session, key)[version.number - 1].destroyed:
-                write(session, destroyed(key, version))
-            shred(session, key, version)
-
-        self._ask(work)
+    def _erase(self, key: str, number: int, name: str) -> None:
+        self._ask(lambda session: erase(session, key, number, name))
 
     def _encrypt(self, key: str, version: ForeignVersion, plaintext: bytes, aad: bytes) -> bytes:
         nonce = self._entropy(NONCE_SIZE)

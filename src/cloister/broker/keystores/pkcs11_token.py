@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from cloister.broker.keystores.records import (
@@ -16,7 +16,6 @@ from cloister.broker.keystores.records import (
     VersionRecord,
     decode_record,
     encode_record,
-    told,
 )
 from cloister.broker.keystores.versioned import ForeignVersion
 from cloister.errors import KeystoreError
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from pkcs11 import Object, SecretKey, Session
 
 T = TypeVar("T")
+Found = TypeVar("Found", bound="Object")
 
 STORE: Final = "the token"
 APPLICATION: Final = "cloister"
@@ -32,6 +32,8 @@ MARK: Final = "cloister"
 MARK_VALUE: Final = b"cloister/pkcs11-keystore/v1"
 ID_SIZE: Final = 16
 TAG_SIZE: Final = 16
+MAX_SEARCHES: Final = 10
+"""A claim may be taken back between finding and reading it; then it is searched again."""
 
 
 class Lost(Exception):
@@ -72,29 +74,30 @@ def translated(work: Callable[[Session], T], session: Session) -> T:
         raise Lost(error_name(error)) from None
 
 
-def load(session: Session, key: str) -> tuple[ForeignVersion, ...]:
-    """The versions of ``key``; none only if the token shows that it is there."""
-    found = told(key, recorded(session, key), STORE)
-    if not found and not _marked(session):
-        raise Lost("it shows nothing of this store")
-    return found
-
-
 def recorded(session: Session, key: str) -> list[VersionRecord]:
-    """The records of ``key`` in no order."""
+    """The records of ``key`` in no order; none only if the token shows that it is there."""
     import pkcs11  # noqa: PLC0415
 
-    found = _data(session, f"{APPLICATION}/{key}")
-    if len(found) > MAX_RECORDS:
-        raise KeystoreError(
-            f"the token has more than {MAX_RECORDS} records of the key {key}", todo="restore it"
-        )
-    return [decode_record(bytes(one[pkcs11.Attribute.VALUE]), key, STORE) for one in found]
+    for _ in range(MAX_SEARCHES):
+        found = _records(session, key)
+        with suppress(pkcs11.ObjectHandleInvalid):
+            return [_record(one, key) for one in found]
+    raise Lost("its records change as they are read")
 
 
-def write(session: Session, record: VersionRecord) -> Object:
+def write(session: Session, record: VersionRecord) -> None:
     """Keep ``record`` in the token."""
-    return _store(session, f"{APPLICATION}/{record.key}", encode_record(record))
+    _store(session, f"{APPLICATION}/{record.key}", encode_record(record))
+
+
+def remove(session: Session, record: VersionRecord) -> None:
+    """Destroy every record that is equal to ``record``."""
+    import pkcs11  # noqa: PLC0415
+
+    for one in _records(session, record.key):
+        with suppress(pkcs11.ObjectHandleInvalid):  # somebody else did
+            if _record(one, record.key) == record:
+                one.destroy()
 
 
 def mark(session: Session) -> None:
@@ -108,7 +111,7 @@ def key_label(key: str, number: int) -> str:
     return f"{APPLICATION}/{key}/{number}"
 
 
-def generate(session: Session, label: str, name: bytes) -> SecretKey:
+def generate(session: Session, label: str, name: bytes) -> None:
     """Make an AES-256 key that never leaves the token."""
     import pkcs11  # noqa: PLC0415
 
@@ -130,20 +133,19 @@ def generate(session: Session, label: str, name: bytes) -> SecretKey:
     if not (new[attribute.LOCAL] and new[attribute.ALWAYS_SENSITIVE] and new[attribute.NEVER_EXTRACTABLE]):
         new.destroy()
         raise KeystoreError("the token made a key that may leave it", todo="use a token that keeps its keys")
-    return new
 
 
 def key_of(session: Session, key: str, version: ForeignVersion) -> SecretKey:
     """The key of ``version``."""
-    found = _keys(session, key, version)
+    found = _keys(session, key, version.number, version.handle)
     if len(found) != 1:
         raise Lost(f"{len(found)} keys for version {version.number}")
     return found[0]
 
 
-def shred(session: Session, key: str, version: ForeignVersion) -> None:
-    """Destroy the key of ``version``, if it is still there."""
-    for one in _keys(session, key, version):
+def erase(session: Session, key: str, number: int, name: str) -> None:
+    """Destroy the key of a version, if it is still there."""
+    for one in _shown(session, _keys(session, key, number, name)):
         one.destroy()
 
 
@@ -178,11 +180,33 @@ def _marked(session: Session) -> bool:
     return bool(_data(session, MARK))
 
 
-def _keys(session: Session, key: str, version: ForeignVersion) -> list[SecretKey]:
+def _shown(session: Session, found: list[Found]) -> list[Found]:
+    """``found``, and that it is nothing only if the token shows that it is there."""
+    if not found and not _marked(session):
+        raise Lost("it shows nothing of this store")
+    return found
+
+
+def _records(session: Session, key: str) -> list[Object]:
+    found = _shown(session, _data(session, f"{APPLICATION}/{key}"))
+    if len(found) > MAX_RECORDS:
+        raise KeystoreError(
+            f"the token has more than {MAX_RECORDS} records of the key {key}", todo="restore it"
+        )
+    return found
+
+
+def _record(found: Object, key: str) -> VersionRecord:
+    import pkcs11  # noqa: PLC0415
+
+    return decode_record(bytes(found[pkcs11.Attribute.VALUE]), key, STORE)
+
+
+def _keys(session: Session, key: str, number: int, handle: str) -> list[SecretKey]:
     import pkcs11  # noqa: PLC0415
 
     try:
-        name = bytes.fromhex(version.handle)
+        name = bytes.fromhex(handle)
     except ValueError:
         name = b""
     if len(name) != ID_SIZE:
@@ -190,7 +214,7 @@ def _keys(session: Session, key: str, version: ForeignVersion) -> list[SecretKey
     template = {
         pkcs11.Attribute.CLASS: pkcs11.ObjectClass.SECRET_KEY,
         pkcs11.Attribute.ID: name,
-        pkcs11.Attribute.LABEL: key_label(key, version.number),  # no record leads to a key of something else
+        pkcs11.Attribute.LABEL: key_label(key, number),  # no record leads to a key of something else
     }
     return cast("list[SecretKey]", _found(session, template))
 
@@ -213,10 +237,10 @@ def _found(session: Session, template: Any) -> list[Object]:
         return list(itertools.islice(search, MAX_RECORDS + 1))
 
 
-def _store(session: Session, label: str, value: bytes) -> Object:
+def _store(session: Session, label: str, value: bytes) -> None:
     import pkcs11  # noqa: PLC0415
 
-    return session.create_object(
+    session.create_object(
         {
             pkcs11.Attribute.CLASS: pkcs11.ObjectClass.DATA,
             pkcs11.Attribute.TOKEN: True,
