@@ -19,7 +19,7 @@ from cloister.errors import (
     WrongKey,
 )
 from cloister.sealing.envelope import HEADER_SIZE
-from cloister.sealing.files import read_header, rewrap_file, seal_file, unseal_into
+from cloister.sealing.files import read_header, seal_file, unseal_into
 from cloister.sealing.index import IndexEntry
 from cloister.sealing.reader import SealedReader
 from cloister.sealing.segments import PREAMBLE_SIZE, SEGMENT_SIZE, TAG_SIZE
@@ -262,26 +262,3 @@ def test_random_access_refuses_a_cut_file_before_the_first_read(tmp_path: Path) 
 
 def test_a_reader_has_no_way_to_write() -> None:
     assert not {name for name in dir(SealedReader) if "write" in name or "seal" in name or "trunc" in name}
-
-
-def test_a_rewrap_changes_the_header_alone(tmp_path: Path) -> None:
-    content = patterned(SIZE)
-    sealed, entry = seal(tmp_path, content)
-    before = sealed.read_bytes()
-    rewrap_file(sealed, Keys(), new_uri=NEW_URI, new_kek=OTHER_KEK)
-    after = sealed.read_bytes()
-    assert after[HEADER_SIZE:] == before[HEADER_SIZE:]
-    assert read_header(sealed).key_uri == NEW_URI
-    assert unseal(sealed, Keys({NEW_URI: OTHER_KEK}), expected=entry) == content
-    with pytest.raises(WrongKey):
-        unseal(sealed, Keys({NEW_URI: KEK}), expected=entry)
-    assert {path.name for path in tmp_path.iterdir()} == {"it", "it.sealed", "unsealed"}
-
-
-def test_a_refused_rewrap_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    sealed, _ = seal(tmp_path, b"x")
-    before = sealed.read_bytes()
-    with pytest.raises(WrongKey):
-        rewrap_file(sealed, Keys({URI: OTHER_KEK}), new_uri=NEW_URI, new_kek=KEK)
-    assert sealed.read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"it", "it.sealed"}

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cloister.inference.engines import open_engine
-from cloister.inference.engines.llamacpp import LlamaCppEngine
+from cloister.inference.engines import EngineSettings, open_engine
+from cloister.inference.model_files import ModelFiles
+from opened_engine import engine_on
 from tinyllamas_gguf import expected_text, write_gguf
 
 TOKENS = 256
@@ -39,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["path", "memfd"])
 def engine(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[Any]:
     if request.param == "path":
-        opened = open_engine("llamacpp", checkpoint, context_length=512, slots=1)
+        opened = engine_on(checkpoint)
     else:
         # As an unsealed model lies in memory: no name, sealed against writing.
         import fcntl
@@ -48,8 +49,8 @@ def engine(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[Any]:
         os.write(descriptor, checkpoint.read_bytes())
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        opened = open_engine("llamacpp", descriptor, context_length=512, slots=1)
-        os.close(descriptor)
+        with ModelFiles("gguf", {"model.gguf": descriptor}) as files:
+            opened = open_engine("llamacpp", files, EngineSettings(context_length=512, slots=1))
     yield opened
     opened.close()
 
@@ -63,7 +64,7 @@ def test_256_greedy_tokens_are_the_published_ones(engine: Any) -> None:
 def test_another_slot_with_a_neighbour_computes_the_same(checkpoint: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    engine = LlamaCppEngine.open(checkpoint, context_length=512, slots=4, embedding=False)
+    engine = engine_on(checkpoint, slots=4)
     try:
         with ThreadPoolExecutor(4) as threads:
             texts = list(threads.map(lambda _: greedy(engine)[0].strip(), range(4)))

@@ -17,6 +17,8 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from cloister.channel import asgi, bhttp, headers, padding, problems
+from cloister.channel.cadence import EXTENSION as CADENCE
+from cloister.channel.cadence import Cadence
 from cloister.channel.evidence_service import EvidenceService
 from cloister.channel.keyring import KeyRing
 from cloister.channel.ohttp import CHUNKED_REQUEST_TYPE, KEYS_TYPE, REQUEST_TYPE, RequestOpener
@@ -87,7 +89,7 @@ class SealedGateway:
         self._max_open = max_open
         self._receive_seconds = receive_seconds
         self._send_seconds = send_seconds
-        self._cadence = cadence
+        self._cadence = Cadence(cadence)
         self._manifest = manifest
         self._open = 0
         self._received = 0
@@ -202,6 +204,7 @@ class SealedGateway:
         try:
             request, body = _decode(message)
             scope = _inner_scope(outer, request, body, opener.key_id)
+            scope["extensions"][CADENCE] = self._cadence.before_tick
             refusal = None
         except CloisterError as error:
             request, body, scope, refusal = None, b"", {}, error

@@ -13,13 +13,17 @@ import asyncio
 
 from cloister.channel import bhttp, headers, padding
 from cloister.channel.asgi import Message, Send
+from cloister.channel.cadence import Cadence
 from cloister.channel.ohttp import CHUNKED_RESPONSE_TYPE, RESPONSE_TYPE, ResponseSealer
+from cloister.channel.patience import Patience
 from cloister.errors import OversizedChunk
 
 DEFAULT_CADENCE = 0.025
 """Seconds between two flushes."""
 GRACE = 0.002
-"""Seconds that "at once" waits for what an application writes in the same breath, such as role and first token."""
+"""Seconds after "at once" at which more is sent of what an application says in one breath, as role and first token."""
+BREATH = 16
+"""Turns of the event loop that "at once" waits: what an application writes without waiting, or an error, comes first."""
 PAUSE = 10
 """Ticks without data after which the cadence begins anew."""
 HIGH_WATER = 64 * 1024
@@ -32,7 +36,7 @@ class SealedResponse:
     """The ``send`` of one dispatched request. Lives in one event loop."""
 
     def __init__(
-        self, send: Send, sealer: ResponseSealer, *, padded: bool, cadence: float, send_seconds: float
+        self, send: Send, sealer: ResponseSealer, *, padded: bool, cadence: Cadence, send_seconds: float
     ) -> None:
         self.started = False
         """Whether the application has begun its answer."""
@@ -41,16 +45,17 @@ class SealedResponse:
         """Set when the client has left."""
         self.over = asyncio.Event()
         """Set when the client has left or has the whole answer: nothing more can be received."""
-        self._send = send
+        self._patience = Patience(send, send_seconds, self.leave)
         self._sealer = sealer
         self._padded = padded
         self._cadence = cadence
-        self._send_seconds = send_seconds
         self._composer: padding.ResponseComposer | None = None
         self._pending = bytearray()
         self._opened = False
-        self._origin = 0.0
+        self._begun = 0.0
         self._flushed = 0.0
+        self._scheduled = False
+        self._due = asyncio.Event()
         self._flusher: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
 
@@ -61,7 +66,9 @@ class SealedResponse:
         if message["type"] == "http.response.start":
             self._start(message)
         elif message["type"] == "http.response.body":
-            await self._write(message.get("body", b""), final=not message.get("more_body", False))
+            final = not message.get("more_body", False)
+            if self._write(message.get("body", b""), final=final):
+                await self._flush(final=final)
 
     def leave(self) -> None:
         """The client has left."""
@@ -70,6 +77,7 @@ class SealedResponse:
 
     async def stop(self) -> None:
         """No flush runs after this."""
+        self._patience.stop()
         if self._flusher is not None:
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)
@@ -99,36 +107,58 @@ class SealedResponse:
         self._composer = padding.ResponseComposer(head, padded=self._padded)
         self.started = True
 
-    async def _write(self, data: bytes, *, final: bool) -> None:
+    def _write(self, data: bytes, *, final: bool) -> bool:
+        """Collect ``data``; True if it has to be sent before the application goes on."""
         if self._composer is None or self.finished:
             raise RuntimeError("the application sent a body outside of its answer")
         self._pending += data
         if not self._sealer.chunked:
             if len(self._pending) > MAX_UNCHUNKED:
                 raise OversizedChunk(f"an answer in one chunk is over {MAX_UNCHUNKED} bytes")
-            if final:
-                await self._flush(final=True)
-        elif final or len(self._pending) > HIGH_WATER:
-            await self._flush(final=final)
-        elif data and (self._flusher is None or self._flusher.done()):
-            self._flusher = asyncio.create_task(self._tick())
+            return final
+        if final or len(self._pending) > HIGH_WATER:
+            return True
+        if data and not self._scheduled:
+            self._schedule()
+        return False
 
-    async def _tick(self) -> None:
-        """Flush at the next ticks until nothing is left; what is written during a flush waits for another."""
-        while self._pending and not self.finished:
-            await asyncio.sleep(self._until_next())
+    def _schedule(self) -> None:
+        """Decide when what is collected goes out: the moment depends on when things went out before, on no length."""
+        self._scheduled = True
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if not self._opened or now - self._flushed > PAUSE * self._cadence.seconds:
+            self._begun = now
+            self._wake_after(BREATH)
+        elif now - self._begun < GRACE:
+            loop.call_at(self._begun + GRACE, self._wake)
+        else:
+            self._cadence.at_tick(self._wake)
+
+    def _wake_after(self, turns: int) -> None:
+        if turns:
+            asyncio.get_running_loop().call_soon(self._wake_after, turns - 1)
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self.finished or self.gone.is_set():
+            return
+        self._due.set()
+        if self._flusher is None:
+            self._flusher = asyncio.get_running_loop().create_task(self._keep_flushing())
+
+    async def _keep_flushing(self) -> None:
+        """Flush whenever it is due; what is written during a flush is due again."""
+        while not self.finished:
+            await self._due.wait()
+            self._due.clear()
+            self._scheduled = False
             try:
                 await self._flush(final=False)
             except OSError:  # the server knows before us that the client has left
                 self.leave()
                 return
-
-    def _until_next(self) -> float:
-        now = asyncio.get_running_loop().time()
-        if not self._opened or now - self._flushed > PAUSE * self._cadence:
-            self._origin = now + GRACE
-            return GRACE
-        return self._cadence - (now - self._origin) % self._cadence
 
     async def _flush(self, *, final: bool) -> None:
         async with self._turn:
@@ -139,30 +169,29 @@ class SealedResponse:
             if not data and not final:
                 return
             self.finished = final
-            composer = self._composer
-            assert composer is not None  # noqa: S101 -- _write checked it
-            plaintexts = composer.compose(data, final=final)
-            if not self._sealer.chunked:
-                plaintexts = [b"".join(plaintexts)]
-            last = len(plaintexts) - 1
-            body = b"".join(
-                self._sealer.seal(plaintext, final=final and number == last)
-                for number, plaintext in enumerate(plaintexts)
-            )
+            body = self._sealed(data, final=final)
             self._flushed = asyncio.get_running_loop().time()
-            try:
-                async with asyncio.timeout(self._send_seconds):
-                    if not self._opened:
-                        self._opened = True
-                        await self._send(self._outer_start())
-                        body = self._sealer.header + body
-                    await self._send({"type": "http.response.body", "body": body, "more_body": not final})
-            except TimeoutError:
-                # Who does not read would otherwise hold a place for ever.
-                self.leave()
-                raise OSError("the client does not read") from None
+            if not self._opened:
+                self._opened = True
+                await self._patience.send(self._outer_start())
+                body = self._sealer.header + body
+            await self._patience.send({"type": "http.response.body", "body": body, "more_body": not final})
             if final:
                 self.over.set()
+
+    def _sealed(self, data: bytes, *, final: bool) -> bytes:
+        composer = self._composer
+        assert composer is not None  # noqa: S101 -- _write checked it
+        plaintexts = composer.compose(data, final=final)
+        if not self._sealer.chunked:
+            plaintexts = [b"".join(plaintexts)]
+        if len(plaintexts) == 1:
+            return self._sealer.seal(plaintexts[0], final=final)
+        last = len(plaintexts) - 1
+        return b"".join(
+            self._sealer.seal(plaintext, final=final and number == last)
+            for number, plaintext in enumerate(plaintexts)
+        )
 
     def _outer_start(self) -> Message:
         media_type = CHUNKED_RESPONSE_TYPE if self._sealer.chunked else RESPONSE_TYPE

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from cloister.sealing.opening import open as open  # noqa: A004 -- what `__getattr__` gives
 
 
 class KeySource(Protocol):
@@ -12,3 +15,12 @@ class KeySource(Protocol):
     """
 
     def key(self, uri: str) -> bytes: ...
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: `cloister.sealing.open` needs fsspec, and nothing else here does.
+    if name == "open":
+        from cloister.sealing.opening import open as opened  # noqa: PLC0415
+
+        return opened
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

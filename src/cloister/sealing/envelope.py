@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, replace
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,7 +22,10 @@ from cloister.sealing.uri import MAX_URI, parse_key_uri
 
 MAGIC = b"CLOISTER"
 VERSION = 1
-SUITE = 1
+SUITE: Final = 1
+"""Sealed once: a header and its body in one file (docs/spec/sealed-file.md)."""
+TREE_SUITE: Final = 2
+"""Written in place: the header of a sealed tree (docs/spec/sealed-tree.md)."""
 HEADER_SIZE = 4096
 FILE_ID_SIZE = 32
 WRAP_SALT_SIZE = 32
@@ -41,11 +45,12 @@ class Header:
     file_id: bytes
     key_uri: str
     wrapped: bytes
+    suite: int = SUITE
 
     @property
     def associated_data(self) -> bytes:
         """What the body's key is derived with; immutable over the file's life."""
-        return framed(_BODY_LABEL, self.file_id, SUITE.to_bytes(2, "big"))
+        return framed(_BODY_LABEL, self.file_id, self.suite.to_bytes(2, "big"))
 
 
 def framed(label: str, *parts: bytes) -> bytes:
@@ -58,13 +63,13 @@ def encode_header(header: Header) -> bytes:
     uri = str(parse_key_uri(header.key_uri)).encode("ascii")
     if len(header.file_id) != FILE_ID_SIZE or len(header.wrapped) != WRAPPED_SIZE:
         raise FormatError("a header holds a file id of 32 bytes and a wrapped key of 112")
-    fixed = MAGIC + VERSION.to_bytes(2, "big") + SUITE.to_bytes(2, "big") + header.file_id
+    fixed = MAGIC + VERSION.to_bytes(2, "big") + header.suite.to_bytes(2, "big") + header.file_id
     lengths = len(uri).to_bytes(2, "big") + WRAPPED_SIZE.to_bytes(2, "big")
     return (fixed + lengths + uri + header.wrapped).ljust(HEADER_SIZE, b"\0")
 
 
-def parse_header(data: bytes, *, name: str) -> Header:
-    """Parse the first 4096 bytes of a sealed file; ``name`` is for errors.
+def parse_header(data: bytes, *, name: str, suite: int = SUITE) -> Header:
+    """Parse the first 4096 bytes of a sealed file, or of a tree's header; ``name`` is for errors.
 
     Raises :class:`~cloister.errors.ForeignFile`, :class:`~cloister.errors.TruncatedFile` or
     :class:`~cloister.errors.TamperedFile`.
@@ -73,10 +78,10 @@ def parse_header(data: bytes, *, name: str) -> Header:
         raise ForeignFile(f"{name} is not a sealed file", todo="seal it with `cloister seal`")
     if len(data) < HEADER_SIZE:
         raise TruncatedFile(f"{name} ends inside its header", todo="get the whole file again")
-    version, suite = int.from_bytes(data[8:10], "big"), int.from_bytes(data[10:12], "big")
-    if (version, suite) != (VERSION, SUITE):
+    version, found = int.from_bytes(data[8:10], "big"), int.from_bytes(data[10:12], "big")
+    if (version, found) != (VERSION, suite):
         raise ForeignFile(
-            f"{name} is of version {version}, suite {suite}; this release reads version 1, suite 1",
+            f"{name} is of version {version}, suite {found}; here belongs version 1, suite {suite}",
             todo="use the release that sealed it",
         )
     uri_end = _FIXED + int.from_bytes(data[44:46], "big")
@@ -84,17 +89,19 @@ def parse_header(data: bytes, *, name: str) -> Header:
     if not _FIXED < uri_end <= _FIXED + MAX_URI or wrapped_size != WRAPPED_SIZE:
         raise TamperedFile(f"the header of {name} has lengths that it cannot have")
     end = uri_end + wrapped_size
-    if any(data[end:HEADER_SIZE]):
+    if data[end:HEADER_SIZE].strip(b"\0"):
         raise TamperedFile(f"the header of {name} has bytes where it must be zero")
     try:
         uri = str(parse_key_uri(data[_FIXED:uri_end].decode("ascii")))
     except (FormatError, UnicodeDecodeError):
         raise TamperedFile(f"the header of {name} names no key URI") from None
-    return Header(file_id=data[12:44], key_uri=uri, wrapped=data[uri_end:end])
+    return Header(file_id=data[12:44], key_uri=uri, wrapped=data[uri_end:end], suite=suite)
 
 
-def new_header(*, key_uri: str, kek: Buffer, data_key: Buffer, file_id: bytes, salt: bytes) -> Header:
-    """A header for a new file. ``kek``, ``data_key``, ``file_id`` and ``salt`` are 32 bytes each.
+def new_header(
+    *, key_uri: str, kek: Buffer, data_key: Buffer, file_id: bytes, salt: bytes, suite: int = SUITE
+) -> Header:
+    """A header for a new file or tree. ``kek``, ``data_key``, ``file_id`` and ``salt`` are 32 bytes each.
 
     ``file_id`` and ``salt`` are random and used once. Raises :class:`~cloister.errors.FormatError`.
     """
@@ -103,7 +110,7 @@ def new_header(*, key_uri: str, kek: Buffer, data_key: Buffer, file_id: bytes, s
     uri = str(parse_key_uri(key_uri))
     aead, commitment = _wrap_keys(kek, salt, uri, file_id)
     sealed = aead.encrypt(_WRAP_NONCE, data_key, _wrap_info(uri, file_id))
-    return Header(file_id=file_id, key_uri=uri, wrapped=salt + commitment + sealed)
+    return Header(file_id=file_id, key_uri=uri, wrapped=salt + commitment + sealed, suite=suite)
 
 
 def unwrap(header: Header, kek: Buffer, *, name: str) -> bytearray:
@@ -119,7 +126,7 @@ def unwrap(header: Header, kek: Buffer, *, name: str) -> bytearray:
     if not hmac.compare_digest(commitment, expected):
         raise WrongKey(
             f"the key at {header.key_uri} does not open {name}",
-            todo="check that the broker holds the key that the owner sealed with",
+            todo="give the key that it was sealed under: another key file, or what the broker should hold at that address",
         )
     data_key = bytearray(KEY_SIZE)
     try:

@@ -1,4 +1,4 @@
-"""Seal and unseal single files: segments in parallel, random access, and a new wrap for an old body.
+"""Seal and unseal single files, their segments in parallel.
 
 Refuses links and special files, a source that changes while it is read, and to leave anything of a file behind
 that did not seal or verify to its end (callers remove what they made; see staging.py). There is no call that
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
 from cloister import merkle
-from cloister.errors import IndexMismatch, TruncatedFile, UsageError
+from cloister.errors import UsageError
 from cloister.sealing import KeySource
-from cloister.sealing.descriptors import create_new, open_regular, read_into, reader_of, write_all
+from cloister.sealing.descriptors import create_new, open_regular, read_into, write_all
 from cloister.sealing.envelope import (
     FILE_ID_SIZE,
     HEADER_SIZE,
@@ -28,10 +26,9 @@ from cloister.sealing.envelope import (
     erase,
     new_header,
     parse_header,
-    rewrap,
 )
 from cloister.sealing.index import IndexEntry
-from cloister.sealing.reader import SealedBody
+from cloister.sealing.restore_body import open_whole, share_and_erase
 from cloister.sealing.segments import (
     KEY_SIZE,
     PREFIX_SIZE,
@@ -41,7 +38,7 @@ from cloister.sealing.segments import (
     SegmentCipher,
     new_preamble,
 )
-from cloister.sealing.workers import Tally, share
+from cloister.sealing.workers import Tally
 
 Entropy: TypeAlias = Callable[[int], bytes]
 
@@ -120,19 +117,8 @@ def _seal_segments(
 
         return work
 
-    _share_and_erase(layout.segments, make_worker, held, workers=workers)
+    share_and_erase(layout.segments, make_worker, held, workers=workers)
     return digests
-
-
-def _share_and_erase(
-    count: int, make_worker: Callable[[], Callable[[int], None]], held: list[bytearray], *, workers: int
-) -> None:
-    """Share the jobs out, then erase the buffers in which the workers ``held`` plaintext."""
-    try:
-        share(count, make_worker, workers=workers)
-    finally:
-        for buffer in held:
-            erase(buffer)
 
 
 def unseal_into(
@@ -150,81 +136,10 @@ def unseal_into(
     Each segment is authenticated before it is written; when this returns, all were, and with ``expected`` also
     size, id and digest. What an error leaves in ``destination`` is the caller's to throw away.
     """
-    with open_regular(source, IndexMismatch) as descriptor:
-        read_into = reader_of(descriptor)
-        body = SealedBody(read_into, os.fstat(descriptor).st_size, keys, name=name, expected=expected)
-        layout = body.layout
-        digests = [b""] * layout.segments
-        held: list[bytearray] = []
-
-        def make_worker() -> Callable[[int], None]:
-            clear, block = bytearray(min(SEGMENT_SIZE, layout.size)), bytearray(layout.block(0).length)
-            held.append(clear)
-
-            def work(segment: int) -> None:
-                span = layout.plain(segment)
-                with memoryview(clear)[: span.length] as out:
-                    digests[segment] = body.open_segment(segment, block, out)
-                    write_all(destination, out, span.start)
-                if tally is not None:
-                    tally.add(span.length)
-
-            return work
-
-        _share_and_erase(layout.segments, make_worker, held, workers=workers)
-    if expected is not None and merkle.root(digests) != expected.digest:
-        raise IndexMismatch(
-            f"{name} has another content than its index names", todo="get it again from its owner"
-        )
+    open_whole(source, destination, keys, name=name, expected=expected, workers=workers, tally=tally)
 
 
 def read_header(path: Path) -> Header:
     """The header of a sealed file, not yet authentic. Raises as :func:`~cloister.sealing.envelope.parse_header`."""
     with open_regular(path, UsageError) as descriptor:
         return parse_header(os.pread(descriptor, HEADER_SIZE, 0), name=path.name)
-
-
-def rewrap_file(
-    path: Path,
-    keys: KeySource,
-    *,
-    new_uri: str,
-    new_kek: bytes,
-    expected: IndexEntry | None = None,
-    entropy: Entropy = os.urandom,
-) -> None:
-    """Put a sealed file under another key or URI: a new header, the same body, renamed over the old file.
-
-    The file's place in its signed index does not change. With ``expected`` a file of another id is refused: who may
-    have the new key would otherwise get the data key of whatever lies there. Raises as
-    :func:`~cloister.sealing.envelope.unwrap`.
-    """
-    with open_regular(path, UsageError) as old:
-        header = parse_header(os.pread(old, HEADER_SIZE, 0), name=path.name)
-        if expected is not None and header.file_id != expected.id:
-            raise IndexMismatch(
-                f"{path.name} is another file than its index names", todo="get it from its owner"
-            )
-        salt = entropy(WRAP_SALT_SIZE)
-        kek = keys.key(header.key_uri)
-        made = rewrap(header, kek=kek, new_uri=new_uri, new_kek=new_kek, salt=salt, name=path.name)
-        beside = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
-        try:
-            with create_new(beside, stat.S_IMODE(os.fstat(old).st_mode)) as new:
-                write_all(new, encode_header(made), 0)
-                _copy_body(old, new)
-                os.fsync(new)
-            beside.rename(path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
-def _copy_body(old: int, new: int) -> None:
-    size = os.fstat(old).st_size
-    done = HEADER_SIZE
-    while done < size:
-        # The kernel shares the blocks where the file system can, as header and segments end on their borders.
-        copied = os.copy_file_range(old, new, size - done, done, done)
-        if copied == 0:
-            raise TruncatedFile("the sealed file became shorter while it was copied")
-        done += copied

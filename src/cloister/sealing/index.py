@@ -17,6 +17,7 @@ from typing import Final, Literal
 from cloister.encoding import Record, decode_json, encode_json, labelled_hash
 from cloister.errors import FormatError, IndexMismatch, TamperedFile, TruncatedFile, UsageError
 from cloister.sealing.envelope import FILE_ID_SIZE, HEADER_SIZE, framed
+from cloister.sealing.reseal_journal import JOURNAL_NAME, refuse_torn_headers
 from cloister.sealing.segments import MAX_SIZE, Layout
 from cloister.sealing.signing import PUBLIC_KEY_SIZE, SIGNATURE_SIZE, SigningKey, verify_signature
 
@@ -90,7 +91,7 @@ def sign_index(
     data = encode_json(document)
     if len(data) > MAX_INDEX:
         raise FormatError(f"an index of {len(data)} bytes is over its bound of {MAX_INDEX}")
-    return data, key.sign(_signed_message(_digest(data)))
+    return data, key.sign(signed_message(_digest(data)))
 
 
 def verify_index(data: bytes, signature: bytes, *, signers: Collection[bytes]) -> Index:
@@ -101,7 +102,7 @@ def verify_index(data: bytes, signature: bytes, *, signers: Collection[bytes]) -
     """
     document = decode_json(data, _Document, what=INDEX_NAME, limit=MAX_INDEX)
     digest = _digest(data)
-    verify_signature(_signed_message(digest), signature, document.signer, signers=signers, what=INDEX_NAME)
+    verify_signature(signed_message(digest), signature, document.signer, signers=signers, what=INDEX_NAME)
     _check(document)
     if encode_json(document) != data:
         raise FormatError(f"{INDEX_NAME} is not canonical JSON")
@@ -114,24 +115,54 @@ def verify_index(data: bytes, signature: bytes, *, signers: Collection[bytes]) -
     )
 
 
-def open_index(directory: Path, *, signers: Collection[bytes], minimum_version: int = 1) -> Index:
+def open_index(
+    directory: Path, *, signers: Collection[bytes], minimum_version: int = 1, resealing: bool = False
+) -> Index:
     """Verify the index of a sealed directory, and that the directory holds exactly the files it names.
 
+    Beside them only the journal of a rotation (reseal.py) may lie there; headers must be whole nevertheless,
+    unless ``resealing`` is about to finish it.
     Raises :class:`~cloister.errors.IndexMismatch` and as :func:`verify_index`; a sealed file of another length
     than its own raises :class:`~cloister.errors.TruncatedFile` or :class:`~cloister.errors.TamperedFile`.
     """
     if not directory.is_dir():
         raise UsageError(f"there is no sealed directory {directory}", todo="check the path")
     data = _read(directory / INDEX_NAME, MAX_INDEX)
-    signature = _read(directory / SIGNATURE_NAME, SIGNATURE_SIZE)
-    index = verify_index(data, signature, signers=signers)
+    try:
+        index = verify_index(data, _read(directory / SIGNATURE_NAME, SIGNATURE_SIZE), signers=signers)
+    except IndexMismatch:
+        # Index and signature are two files: between the two renames the new signature lies beside the directory.
+        following = next_signature(directory)
+        if not os.path.lexists(following):
+            raise
+        index = verify_index(data, _read(following, SIGNATURE_SIZE), signers=signers)
     if index.version < minimum_version:
         raise IndexMismatch(
             f"the index is version {index.version}, and at least {minimum_version} is asked for",
             todo="an old copy was put in place of the newest: get the newest from its owner",
         )
     _check_directory(directory, index)
+    if not resealing:
+        refuse_torn_headers(directory)
     return index
+
+
+def claimed_signer(directory: Path) -> bytes:
+    """The public key that a sealed directory's index says it is signed by. Anybody can say that.
+
+    Raises as :func:`open_index`.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"there is no sealed directory {directory}", todo="check the path")
+    return decode_json(
+        _read(directory / INDEX_NAME, MAX_INDEX), _Document, what=INDEX_NAME, limit=MAX_INDEX
+    ).signer
+
+
+def next_signature(directory: Path) -> Path:
+    """Where the signature of the next index lies while that takes the place of the present one."""
+    place = Path(os.path.abspath(directory))  # noqa: PTH100 -- a link to a directory stays what it is
+    return place.parent / f".{place.name}.{SIGNATURE_NAME}.next"
 
 
 def check_path(path: str) -> None:
@@ -180,7 +211,7 @@ def _check_folders(paths: Iterable[str]) -> None:
 
 def _check_directory(directory: Path, index: Index) -> None:
     wanted = {entry.file_name: (path, entry) for path, entry in index.files.items()}
-    allowed = {INDEX_NAME, SIGNATURE_NAME, *wanted}
+    allowed = {INDEX_NAME, SIGNATURE_NAME, JOURNAL_NAME, *wanted}
     with os.scandir(directory) as found:
         names = set()
         for item in found:
@@ -236,5 +267,6 @@ def _digest(data: bytes) -> bytes:
     return labelled_hash(FORMAT, data)
 
 
-def _signed_message(digest: bytes) -> bytes:
+def signed_message(digest: bytes) -> bytes:
+    """What the signer of an index with this digest signs."""
     return framed(_SIGNATURE_LABEL, digest)

@@ -51,20 +51,39 @@ class SealedBody:
         self.header = header
         self._preamble = bytes(preamble)
 
-    def open_segment(self, segment: int, block: bytearray, out: Writable) -> bytes:
+    def open_segment(self, segment: int, block: bytearray, out: Writable, *, hashed: bool = True) -> bytes:
         """Decrypt one segment into ``out`` (``layout.plain(segment).length`` bytes) by way of ``block`` (1 MiB).
 
         The block is copied out of the file once, then hashed and opened: who changes the file meanwhile gains
-        nothing. Returns the SHA-256 of the block. Raises as :meth:`SegmentCipher.open_into`.
+        nothing. Returns the SHA-256 of the block, or nothing if it is not to be ``hashed``. Raises as
+        :meth:`SegmentCipher.open_into`.
         """
         span = self.layout.block(segment)
         with memoryview(block)[: span.length] as whole:
             self._fill(whole, HEADER_SIZE + span.start)
-            start = PREAMBLE_SIZE if segment == 0 else 0
-            if whole[:start] != self._preamble[:start]:
-                raise TamperedFile(f"{self.name} changed while it was read")
-            with whole[start:] as sealed:
-                self._cipher.open_into(segment, segment == self.layout.segments - 1, sealed, out)
+            self.open_block(segment, whole, out)
+            return hashlib.sha256(whole).digest() if hashed else b""
+
+    def open_block(self, segment: int, block: memoryview, out: Writable) -> None:
+        """Decrypt one block (``layout.block(segment).length`` bytes) that the caller read, and that nobody changes.
+
+        Raises as :meth:`SegmentCipher.open_into`.
+        """
+        start = PREAMBLE_SIZE if segment == 0 else 0
+        if block[:start] != self._preamble[:start]:
+            raise TamperedFile(f"{self.name} changed while it was read")
+        with block[start:] as sealed:
+            self._cipher.open_into(segment, segment == self.layout.segments - 1, sealed, out)
+
+    def digest_again(self, segment: int, clear: memoryview, block: bytearray) -> bytes:
+        """The SHA-256 of the block that segment ``segment`` has if its plaintext is ``clear``, by way of ``block``.
+
+        For :func:`~cloister.sealing.restore_body.confirm_digest` alone: what is sealed here again is hashed and forgotten.
+        """
+        start = PREAMBLE_SIZE if segment == 0 else 0
+        with memoryview(block)[: self.layout.block(segment).length] as whole, whole[start:] as sealed:
+            whole[:start] = self._preamble[:start]
+            self._cipher.seal_into(segment, segment == self.layout.segments - 1, clear, sealed)
             return hashlib.sha256(whole).digest()
 
     def _fill(self, buffer: memoryview, offset: int) -> None:

@@ -19,18 +19,18 @@ from cloister.errors import UsageError
 @contextlib.contextmanager
 def staged_beside(out: Path) -> Iterator[Path]:
     """A new folder next to ``out`` that becomes ``out`` by one rename when the block ends well."""
-    _refuse_occupied(out)
+    refuse_occupied(out)
     stage = _new_folder(out.parent, f".{out.name[:100]}.")
     try:
         yield stage
-        _sync(stage)
+        sync_folder(stage)
         try:
             stage.rename(out)
         except OSError as error:
             raise UsageError(
                 f"cannot put {out} in place: {error.strerror}", todo="name a new folder"
             ) from None
-        _sync(out.parent)
+        sync_folder(out.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -41,7 +41,7 @@ def staged_inside(out: Path) -> Iterator[Path]:
 
     For plaintext: it never lies outside ``out``, which may be a private tmpfs while its parent is a disk.
     """
-    _refuse_occupied(out)
+    refuse_occupied(out)
     made = not out.exists()
     try:
         out.mkdir(mode=0o700, exist_ok=True)
@@ -55,7 +55,7 @@ def staged_inside(out: Path) -> Iterator[Path]:
         names = sorted(entry.name for entry in stage.iterdir())
         _move_up(stage, names, out)
         stage.rmdir()
-        _sync(out)
+        sync_folder(out)
     except BaseException:
         if stage is not None:
             for name in names:
@@ -70,7 +70,8 @@ def staged_inside(out: Path) -> Iterator[Path]:
         raise
 
 
-def _refuse_occupied(out: Path) -> None:
+def refuse_occupied(out: Path) -> None:
+    """Raise :class:`~cloister.errors.UsageError` unless ``out`` is absent or an empty directory."""
     try:
         occupied = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
     except OSError as error:
@@ -107,7 +108,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(directory: Path) -> None:
+def sync_folder(directory: Path) -> None:
+    """Wait until the names in ``directory`` are on the disk. Raises :class:`OSError`."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -5,8 +5,9 @@ The first failure stops all of them, and so does Ctrl-C: no thread outlives the 
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeAlias
 
@@ -14,6 +15,9 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes done, bytes in all), one call at a time, from any thread."""
 
 MAX_WORKERS = 64
+
+_LARGE = 4 << 20
+"""Files over this share their segments among the workers, smaller ones are shared out whole."""
 
 
 class Tally:
@@ -67,3 +71,22 @@ def share(count: int, make_worker: Callable[[], Callable[[int], None]], *, worke
             stopped.set()
     for future in running:
         future.result()
+
+
+def share_out(sizes: Mapping[str, int], work: Callable[[str, int], None], *, workers: int | None) -> None:
+    """``work(path, threads)`` for each path: small files one to a thread, then each large one with all threads.
+
+    ``workers`` defaults to the number of CPUs. Raises as :func:`share`.
+    """
+    threads = workers or cpus()
+    small = [path for path, size in sizes.items() if size <= _LARGE]
+    if small:
+        share(len(small), lambda: lambda number: work(small[number], 1), workers=threads)
+    for path, size in sizes.items():
+        if size > _LARGE:
+            work(path, threads)
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
