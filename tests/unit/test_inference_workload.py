@@ -15,6 +15,7 @@ from cloister.attester.simulated import SimulatedPlatform
 from cloister.channel.transport import connect
 from cloister.errors import PlaintextResponse
 from cloister.inference import workload
+from cloister.inference.admission import MAX_WAITING
 from cloister.inference.api_keys import ApiKeys
 from cloister.inference.configuration import ServeConfiguration, serving_events
 from cloister.inference.model import find_model
@@ -60,6 +61,8 @@ def test_a_request_larger_than_any_that_the_api_reads_is_refused_while_it_arrive
             connect(url, policy=load_policy(text, name="test")) as client,
         ):
             assert client.get(f"{url}/v1/models").status_code == 200
+            # Who is one too many is told so by the queue, which knows when to come again, and not by the gateway.
+            assert service.gateway._max_open > MAX_WAITING + configuration.slots
             with pytest.raises(PlaintextResponse, match="413"):
                 client.post(f"{url}/v1/completions", content=bytes(2 * workload.MAX_REQUEST))
     finally:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from cloister.encoding import labelled_hash
 from cloister.errors import AttesterError
-from cloister.evidence.eventlog import CONFIG_EVENT, MODEL_INDEX_EVENT, PROGRAM_EVENT, LaunchEvent
+from cloister.evidence.eventlog import CONFIG_EVENT, MODEL_INDEX_EVENT, PROGRAM_EVENT, LaunchEvent, replay
 
 DIGEST_SIZE: Final = 32
 PROGRAM_LABEL: Final = "cloister/program/v1"
@@ -41,6 +41,14 @@ def launch_events(*, config: bytes, program: bytes, model_index: bytes | None) -
     return tuple(events)
 
 
+def host_data(events: Sequence[LaunchEvent]) -> bytes:
+    """32 bytes that stand for a launch where the host states them at the guest's start: SEV-SNP's HOST_DATA.
+
+    The register of the same events in SHA-256, from all zeros (docs/spec/event-log.md).
+    """
+    return replay(events, algorithm="sha256")
+
+
 def program_digest(package_root: Path) -> bytes:
     """32 bytes over every file below ``package_root``: its relative path and the SHA-256 of its content.
 
@@ -60,6 +68,11 @@ def program_digest(package_root: Path) -> bytes:
         raise _refused(package_root, "holds no files")
     parts = (part for name in sorted(digests) for part in (name, digests[name]))
     return labelled_hash(PROGRAM_LABEL, *parts)
+
+
+def this_program() -> bytes:
+    """The digest of the installed package, which every launcher of ours measures as the program: 32 bytes."""
+    return program_digest(Path(__file__).resolve().parents[1])
 
 
 def _files(directory: Path, depth: int) -> Iterator[Path]:

@@ -23,6 +23,7 @@ from cloister.attester import Attester, RawEvidence
 from cloister.attester.azure import AzureAttester
 from cloister.attester.firmware_log import CCEL, only_if_it_replays, read_firmware_log
 from cloister.attester.gramine import ATTESTATION, GramineAttester, check_type
+from cloister.attester.launch import host_data
 from cloister.attester.rtmr import MEASUREMENTS, Registers, measure_launch
 from cloister.attester.tpm import FIRMWARE_LOG, TpmAttester
 from cloister.attester.tpm_transport import DEVICE, DeviceTransport
@@ -78,12 +79,17 @@ class Machine:
         """What vouches for configuration, program and model here, in one line."""
         return COVERED[self.tee]
 
-    def launch(self, events: Sequence[LaunchEvent], *, endorsements: bytes = b"") -> Attester:
+    def launch(
+        self, events: Sequence[LaunchEvent], *, endorsements: bytes = b"", stated: bool = False
+    ) -> Attester:
         """Measure ``events`` where this TEE can, and attest from then on.
 
         ``endorsements`` are an operator's own (for a TPM those of its enrolment) and travel with each quote. Whoever
-        launches shows :attr:`covered` to a person. Raises :class:`AttesterError`.
+        launches shows :attr:`covered` to a person. With ``stated`` a guest that cannot measure is refused unless its
+        HOST_DATA stands for just these events. Raises :class:`AttesterError`.
         """
+        if stated:
+            self._require_stated(events)
         places = self.places
         if self.tee == "az-snp-vtpm":
             return AzureAttester(DeviceTransport(places.tpm), endorsements=endorsements)
@@ -97,6 +103,21 @@ class Machine:
         else:
             attester = self._launch_tdx(events)
         return _Carrying(attester, endorsements) if endorsements else attester
+
+    def _require_stated(self, events: Sequence[LaunchEvent]) -> None:
+        if self.tee == "az-snp-vtpm":
+            raise AttesterError(
+                "on Azure's SEV-SNP nothing of a launch can be measured or stated", todo="use a TDX guest"
+            )
+        if self.tee != "snp":
+            return
+        wanted = host_data(events)
+        found = snp.parse_report(TsmAttester(self.places.reports).quote(bytes(64)).quote).host_data
+        if found != wanted:
+            raise AttesterError(
+                f"this guest was started with HOST_DATA {found.hex()}, and this launch is {wanted.hex()}",
+                todo="start the guest with the HOST_DATA that `cloister measure run` prints",
+            )
 
     def _launch_tpm(self, events: Sequence[LaunchEvent], endorsements: bytes) -> Attester:
         log = self.places.tpm_firmware_log
