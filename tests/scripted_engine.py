@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cloister.inference.engines import Kind, Sink
+from cloister.inference.engines import EngineStats, Kind, Sink
 
 
 def chunk(kind: Kind, text: str | None, *, finish: str | None = None, index: int = 0) -> dict[str, Any]:
@@ -36,13 +36,17 @@ class ScriptedEngine:
         self.embedding_length = embedding_length
         self.tools = False
         self.asked: list[Mapping[str, Any]] = []
+        self.tenants: list[bytes | None] = []
         self.stopped = threading.Event()
         self._words = words
         self._error = error
         self._before = before
 
-    def generate(self, kind: Kind, request: Mapping[str, Any], sink: Sink) -> None:
+    def generate(
+        self, kind: Kind, request: Mapping[str, Any], sink: Sink, *, tenant: bytes | None = None
+    ) -> None:
         self.asked.append(request)
+        self.tenants.append(tenant)
         count = 0
         for count, word in enumerate(self._words, 1):
             self._before(count)
@@ -60,6 +64,9 @@ class ScriptedEngine:
         data = [{"index": index, "embedding": [0.6, 0.8]} for index, _ in enumerate(request["input"])]
         usage = {"prompt_tokens": len(data), "total_tokens": len(data)}
         return {"object": "list", "model": "engine's own", "data": data, "usage": usage}
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 3 * len(self.asked), 0, len(self.asked))
 
     def close(self) -> None:
         self.stopped.set()

@@ -17,7 +17,7 @@ from cloister.errors import InferenceError
 from cloister.inference.api_keys import ApiKeys
 from cloister.inference.app import create_app
 from cloister.inference.demo_model import demo_model
-from cloister.inference.engines import open_engine
+from opened_engine import engine_on
 from real_parts import absent
 from tinyllamas_gguf import write_gguf
 
@@ -31,7 +31,7 @@ ENDLESS = {"1": -100, "2": -100}
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     model = write_gguf(tmp_path_factory.mktemp("tinyllamas") / "stories260K.gguf")
-    engine = open_engine("llamacpp", model, context_length=512, slots=4)
+    engine = engine_on(model, slots=4)
     try:
         with served(create_app(engine, model_name=MODEL, api_keys=ApiKeys([KEY]))) as base:
             yield base
@@ -310,7 +310,7 @@ def test_the_packaged_demonstration_model_answers() -> None:
         path = demo_model()
     except InferenceError as error:
         absent(str(error))
-    engine = open_engine("llamacpp", path, context_length=512, slots=1)
+    engine = engine_on(path)
     try:
         with (
             served(create_app(engine, model_name="medquad-demo", api_keys=ApiKeys.nobody_asks())) as base,

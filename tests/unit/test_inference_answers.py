@@ -104,6 +104,14 @@ def test_usage_counts_one_prompt_once_and_several_each() -> None:
         }
 
 
+def test_cached_tokens_are_told_where_the_engine_tells_them() -> None:
+    for one, expected in ((True, 3), (False, 5)):
+        usage = Usage(one_prompt=one)
+        for cached in (3, 2):
+            usage.add({"prompt_tokens": 4, "prompt_tokens_details": {"cached_tokens": cached}})
+        assert usage.told()["prompt_tokens_details"] == {"cached_tokens": expected}
+
+
 def test_text_between_two_calls_keeps_its_place() -> None:
     chunks = [
         call_piece(0, id="c", function={"name": "f", "arguments": "{}"}),

@@ -13,7 +13,7 @@ import pytest
 from cloister.inference.api_errors import RequestRefused
 from cloister.inference.api_keys import ApiKeys
 from cloister.inference.app import create_app
-from scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine, chunk
 
 KEY = "sk-" + "k" * 40
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -259,3 +259,68 @@ def test_a_client_that_leaves_stops_its_request_streamed_or_not(stream: bool) ->
         assert await asyncio.to_thread(engine.stopped.wait, 20)
 
     asyncio.run(main())
+
+
+def test_who_is_refused_for_want_of_room_is_told_when_to_come_back() -> None:
+    refusal = RequestRefused("full", status=503, code="overloaded", retry_after=7)
+    answer = call(ScriptedEngine([], error=refusal), "POST", "/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "7"
+
+
+def test_a_role_waits_for_the_first_words_and_a_late_refusal_stays_a_status() -> None:
+    class RoleFirst(ScriptedEngine):
+        def generate(self, kind: Any, request: Any, sink: Any, *, tenant: bytes | None = None) -> None:
+            role = chunk("chat", None)
+            role["choices"][0]["delta"] = {"role": "assistant", "content": None}
+            sink(role)
+            super().generate(kind, request, sink, tenant=tenant)
+
+    body = CHAT | {"stream": True}
+    refused = call(
+        RoleFirst([], error=RequestRefused("no", status=400)), "POST", "/v1/chat/completions", json=body
+    )
+    assert refused.status_code == 400
+    told = events(call(RoleFirst(), "POST", "/v1/chat/completions", json=body))
+    assert json.loads(told[0].removeprefix("data: "))["choices"][0]["delta"]["role"] == "assistant"
+    assert json.loads(told[1].removeprefix("data: "))["choices"][0]["delta"] == {"content": "one"}
+
+
+def test_the_engine_is_told_a_tenant_for_each_key_and_none_where_nobody_is_asked() -> None:
+    other = "sk-" + "o" * 40
+
+    def tenants(keys: ApiKeys, *sent: str | None) -> list[bytes | None]:
+        engine = ScriptedEngine()
+        app = create_app(engine, model_name="m", api_keys=keys)
+
+        async def main() -> None:
+            transport = httpx2.ASGITransport(app=app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
+                for key in sent:
+                    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+                    answer = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+                    assert answer.status_code == 200
+
+        asyncio.run(main())
+        return engine.tenants
+
+    one, same, another = tenants(ApiKeys([KEY, other]), KEY, KEY, other)
+    assert one == same != another
+    assert one is not None
+    assert len(one) == 32
+    assert tenants(ApiKeys([KEY]), KEY) != [one]  # salted in each process
+    assert tenants(ApiKeys.nobody_asks(), None, KEY) == [None, None]
+
+
+def test_nothing_of_the_engines_own_leaves_in_a_stream() -> None:
+    class Talkative(ScriptedEngine):
+        def generate(self, kind: Any, request: Any, sink: Any, *, tenant: bytes | None = None) -> None:
+            def loud(part: Mapping[str, Any]) -> bool:
+                return bool(sink(dict(part) | {"timings": {"secret": CANARY}, "__verbose": CANARY}))
+
+            super().generate(kind, request, loud, tenant=tenant)
+
+    for stream in (True, False):
+        answer = call(Talkative(), "POST", "/v1/chat/completions", json=CHAT | {"stream": stream})
+        assert answer.status_code == 200
+        assert CANARY not in answer.text

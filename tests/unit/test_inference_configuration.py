@@ -16,7 +16,7 @@ import pytest
 from cloister.encoding import encode_json
 from cloister.errors import InferenceError, UsageError
 from cloister.evidence.eventlog import CONFIG_EVENT, MODEL_INDEX_EVENT, PROGRAM_EVENT
-from cloister.inference.configuration import ServeConfiguration, serving_events
+from cloister.inference.configuration import MeasuredAdapter, ServeConfiguration, serving_events
 from cloister.inference.model import PlainModel, find_model
 
 SPEC = Path(__file__).resolve().parents[2] / "docs" / "spec" / "serve-configuration.md"
@@ -37,6 +37,9 @@ def test_the_specification_s_vector_holds() -> None:
     [
         ("model_name", "other"), ("engine", "other"), ("context_length", 256), ("slots", 1),
         ("index_signers", ("00" * 32,)), ("broker_policy", "00" * 32), ("api_keys_required", False),
+        ("adapter", MeasuredAdapter(digest="00" * 32)), ("adapter", MeasuredAdapter(digest="00" * 32, folder="a")),
+        ("precision", "int8"), ("kv_cache", "q8_0"), ("prefix_cache", True), ("speculation", "ngram"),
+        ("draft", "00" * 32), ("upstream", "unix:/run/llm.sock"),
     ],
 )  # fmt: skip
 def test_every_field_changes_the_measurement(field: str, value: Any) -> None:
@@ -79,21 +82,19 @@ def test_what_is_appended_to_a_plain_model_after_it_was_measured_is_not_read(tmp
     model = find_model(path, signers=())
     with path.open("ab") as file:
         file.write(b" and more")
-    descriptor = model.open(None)
-    assert os.pread(descriptor, 100, 0) == b"GGUF the right"
-    os.close(descriptor)
+    with model.open(None).files as files:
+        assert os.pread(files.main, 100, 0) == b"GGUF the right"
 
 
 def test_a_plain_model_is_opened_into_memory_that_nobody_can_change(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + bytes(range(256)) * 8192)
-    descriptor = find_model(path, signers=()).open(None)
-    path.write_bytes(b"GGUF" + b"evil" * 500_000)
-    assert os.pread(descriptor, 1 << 22, 0) == b"GGUF" + bytes(range(256)) * 8192
-    for change in (lambda: os.pwrite(descriptor, b"x", 0), lambda: os.ftruncate(descriptor, 4)):
-        with pytest.raises(PermissionError):
-            change()
-    os.close(descriptor)
+    with find_model(path, signers=()).open(None).files as files:
+        path.write_bytes(b"GGUF" + b"evil" * 500_000)
+        assert os.pread(files.main, 1 << 22, 0) == b"GGUF" + bytes(range(256)) * 8192
+        for change in (lambda: os.pwrite(files.main, b"x", 0), lambda: os.ftruncate(files.main, 4)):
+            with pytest.raises(OSError, match=r"not permitted|Bad file descriptor|Invalid argument"):
+                change()
 
 
 def test_a_plain_model_is_immutable_once_found(tmp_path: Path) -> None:

@@ -6,15 +6,19 @@ its slot. What the engine adds for its own debugging (timings, progress) is left
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from typing import Any, Final
+
+import msgspec
 
 from cloister.inference.openai_requests import EngineRequest, Json
 
 Chunk = Mapping[str, Any]
 
 _OBJECT: Final = {"chat": "chat.completion", "text": "text_completion"}
-_TOLD: Final = ("id", "object", "created", "model", "system_fingerprint", "choices")
+_HEAD: Final = ("id", "object", "created", "model", "system_fingerprint")
+_TOLD: Final = (*_HEAD, "choices")
+DONE: Final = b"data: [DONE]\n\n"
 
 
 class Usage:
@@ -24,6 +28,8 @@ class Usage:
         self._one_prompt = one_prompt
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.cached_tokens: int | None = None
+        """Of the prompt, those that the engine had from an earlier request of the same client; None if it tells none."""
 
     def add(self, usage: Chunk) -> None:
         prompt = int(usage.get("prompt_tokens", 0))
@@ -32,36 +38,68 @@ class Usage:
             max(self.prompt_tokens, prompt) if self._one_prompt else self.prompt_tokens + prompt
         )
         self.completion_tokens += int(usage.get("completion_tokens", 0))
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, Mapping):
+            cached, before = int(details.get("cached_tokens", 0)), self.cached_tokens or 0
+            self.cached_tokens = max(before, cached) if self._one_prompt else before + cached
 
     def told(self) -> Json:
-        return {
+        told: Json = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
+        if self.cached_tokens is not None:
+            told["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+        return told
 
 
-async def streamed(chunks: AsyncIterator[Chunk], request: EngineRequest) -> AsyncIterator[Json]:
-    """Chunks of ``chat.completion.chunk`` or ``text_completion`` shape; usage last, if it was asked for."""
-    usage = Usage(one_prompt=_one_prompt(request))
-    last: Json = {}
-    async for chunk in chunks:
-        if "usage" in chunk:
-            usage.add(chunk["usage"])
-        told = {name: chunk[name] for name in _TOLD if name in chunk} | {"model": request.model}
-        last = told
-        if not told.get("choices"):
-            continue
-        if request.kind == "text":
-            told["choices"] = [_text_choice(choice) for choice in told["choices"]]
-        if request.include_usage:
-            told["usage"] = None
-        yield told
-    if request.include_usage and last:
-        yield last | {"choices": [], "usage": usage.told()}
+class StreamedAnswer:
+    """A request's chunks as server-sent events (``chat.completion.chunk``, ``text_completion``); usage last, if asked for.
+
+    What is the same in every chunk is encoded once. A beginning that says nothing yet (a role) waits for what is said.
+    """
+
+    def __init__(self, request: EngineRequest) -> None:
+        self._request = request
+        self._usage = Usage(one_prompt=_one_prompt(request))
+        self._head: Json | None = None
+        self._begin = b""
+        self._end = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
+        self._said = False
+        self._held = b""
+
+    def events(self, chunks: Sequence[Chunk]) -> bytes:
+        """The events of ``chunks``; nothing if they say nothing to the client."""
+        parts = [self._held]
+        for chunk in chunks:
+            if "usage" in chunk:
+                self._usage.add(chunk["usage"])
+            head = {name: chunk[name] for name in _HEAD if name in chunk}
+            if head != self._head:
+                self._head = head
+                told = msgspec.json.encode(head | {"model": self._request.model})
+                self._begin = b"data: " + told[:-1] + b',"choices":'
+            choices = chunk.get("choices")
+            if not choices:
+                continue
+            if self._request.kind == "text":
+                choices = [_text_choice(choice) for choice in choices]
+            self._said = self._said or any(map(_says_something, choices))
+            parts += (self._begin, msgspec.json.encode(choices), self._end)
+        data = b"".join(parts)
+        self._held = b"" if self._said else data
+        return data if self._said else b""
+
+    def last(self) -> bytes:
+        """What ends the stream."""
+        if not self._request.include_usage or self._head is None:
+            return self._held + DONE
+        usage = msgspec.json.encode(self._usage.told())
+        return self._held + self._begin + b'[],"usage":' + usage + b"}\n\n" + DONE
 
 
-async def gathered(chunks: AsyncIterator[Chunk], request: EngineRequest) -> Json:
+async def gathered(chunks: AsyncIterable[Chunk], request: EngineRequest) -> Json:
     """One ``chat.completion`` or ``text_completion``, of all its chunks."""
     usage = Usage(one_prompt=_one_prompt(request))
     choices: dict[int, Json] = {}
@@ -107,6 +145,12 @@ def embeddings(parts: Sequence[Chunk], model: str) -> Json:
         ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
+
+
+def _says_something(choice: Chunk) -> bool:
+    if choice.get("finish_reason") or choice.get("text"):
+        return True
+    return any(value for name, value in (choice.get("delta") or {}).items() if name != "role")
 
 
 def _one_prompt(request: EngineRequest) -> bool:

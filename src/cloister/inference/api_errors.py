@@ -36,12 +36,15 @@ class RequestRefused(InferenceError):
         code: str | None = None,
         param: str | None = None,
         kind: str | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
         self.kind = kind or (SERVER if status >= 500 else INVALID)
+        self.retry_after = retry_after
+        """Seconds after which to ask again."""
 
     def body(self) -> dict[str, Any]:
         """The JSON that OpenAI's clients expect."""
@@ -77,9 +80,22 @@ def wrong_key(*, given: bool) -> RequestRefused:
     return RequestRefused("You did not provide an API key (Authorization: Bearer …)", status=401)
 
 
-def overloaded() -> RequestRefused:
+def overloaded(retry_after: int) -> RequestRefused:
     return RequestRefused(
-        "All slots are busy and the queue is full; try again", status=503, code="overloaded"
+        f"All slots are busy and the queue is full; try again in {retry_after} s",
+        status=503,
+        code="overloaded",
+        retry_after=retry_after,
+    )
+
+
+def key_waits_too_much(retry_after: int) -> RequestRefused:
+    return RequestRefused(
+        f"Too many requests of this API key are waiting; try again in {retry_after} s",
+        status=429,
+        code="rate_limit_exceeded",
+        kind="rate_limit_error",
+        retry_after=retry_after,
     )
 
 

@@ -60,10 +60,13 @@ class ApiKeys:
     def required(self) -> bool:
         return bool(self._digests)
 
-    def check(self, authorization: str | None) -> None:
-        """``authorization`` is the header's value. Raises RequestRefused (401)."""
+    def check(self, authorization: str | None) -> bytes | None:
+        """Whose key it is: its digest (32 bytes), or None where nobody is asked. Raises RequestRefused (401).
+
+        ``authorization`` is the header's value.
+        """
         if not self._digests:
-            return
+            return None
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise wrong_key(given=False)
@@ -74,6 +77,7 @@ class ApiKeys:
             found |= hmac.compare_digest(digest, wanted)
         if not found:
             raise wrong_key(given=True)
+        return wanted
 
     def __repr__(self) -> str:
         return f"ApiKeys({len(self._digests)} keys)" if self._digests else "ApiKeys.nobody_asks()"

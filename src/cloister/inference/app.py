@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -24,12 +25,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from cloister.encoding import labelled_hash
 from cloister.errors import InferenceError
-from cloister.inference.answers import embeddings, gathered, streamed
+from cloister.inference.answers import StreamedAnswer, embeddings, gathered
 from cloister.inference.api_errors import RequestRefused, plain_status, unknown_model
 from cloister.inference.api_keys import ApiKeys
 from cloister.inference.engines import Engine
-from cloister.inference.generation import Generations
+from cloister.inference.generation import Generations, Moment
 from cloister.inference.openai_requests import (
     MAX_BODY,
     ChatRequest,
@@ -46,15 +48,26 @@ from cloister.inference.openai_requests import (
 from cloister.inference.openai_responses import ResponsesRequest, ResponseWriter, as_chat
 
 LOG: Final = logging.getLogger("cloister.inference")
+CADENCE: Final = "cloister.cadence"
+"""Key of a scope's ``extensions``: a :data:`Moment` of whoever carries the answers (docs/spec/inference-api.md)."""
+TENANT: Final = "cloister/tenant/v1"
 PARSE_IN_THREAD: Final = 64 << 10
 """Bodies over this many bytes are parsed beside the event loop."""
 
+Fields = tuple[tuple[bytes, bytes], ...]
+
 
 def create_app(
-    engine: Engine, *, model_name: str, api_keys: ApiKeys, now: Callable[[], float] = time.time
+    engine: Engine,
+    *,
+    model_name: str,
+    api_keys: ApiKeys,
+    now: Callable[[], float] = time.time,
+    entropy: Callable[[int], bytes] = os.urandom,
 ) -> Starlette:
     """The API of one model under the name ``model_name``. The engine stays the caller's to close."""
     generations = Generations(engine)
+    salt = entropy(32)
     api = _Api(engine, generations, model_name, now)
     model: Json = {"id": model_name, "object": "model", "created": int(now()), "owned_by": "cloister"}
 
@@ -76,8 +89,13 @@ def create_app(
         yield
         generations.close()
 
+    def tenant_of(authorization: str | None) -> bytes | None:
+        # Salted: what an engine or a core of its memory shows of tenants leads to no key.
+        identity = api_keys.check(authorization)
+        return None if identity is None else labelled_hash(TENANT, salt, identity)
+
     def post(path: str, answer: _Answer) -> Route:
-        return Route(path, _Exchange(answer, api_keys), methods=["POST"])
+        return Route(path, _Exchange(answer, tenant_of), methods=["POST"])
 
     app = Starlette(
         routes=[
@@ -99,30 +117,37 @@ def create_app(
 class _Reply:
     """One HTTP answer being sent: JSON at once, or server-sent events as they come."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, moment: Moment | None) -> None:
         self._send = send
+        self.moment = moment
+        """When what is written can be sent, if whoever carries the answer says so."""
         self.started = False
         self.named_events = False
         self._events = 0
 
-    async def json(self, value: Mapping[str, Any], status: int = 200) -> None:
-        await self._start(status, b"application/json")
+    async def json(self, value: Mapping[str, Any], status: int = 200, more: Fields = ()) -> None:
+        await self._start(status, b"application/json", more)
         await self._send({"type": "http.response.body", "body": msgspec.json.encode(value)})
 
-    async def event(self, value: Mapping[str, Any]) -> None:
+    async def events(self, data: bytes) -> None:
+        """One or more events in their form on the wire."""
         if not self.started:
             await self._start(200, b"text/event-stream; charset=utf-8")
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def event(self, value: Mapping[str, Any]) -> None:
         self._events += 1
         name = b"event: %s\n" % value["type"].encode() if self.named_events else b""
-        body = name + b"data: " + msgspec.json.encode(value) + b"\n\n"
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self.events(name + b"data: " + msgspec.json.encode(value) + b"\n\n")
 
     async def end(self, last: bytes = b"") -> None:
+        if not self.started:
+            await self._start(200, b"text/event-stream; charset=utf-8")
         await self._send({"type": "http.response.body", "body": last})
 
     async def refuse(self, refusal: RequestRefused) -> None:
         if not self.started:
-            await self.json(refusal.body(), refusal.status)
+            await self.json(refusal.body(), refusal.status, _told_by(refusal))
         elif self.named_events:
             error = refusal.body()["error"]
             await self.event(error | {"type": "error", "sequence_number": self._events})
@@ -131,19 +156,26 @@ class _Reply:
             await self.event(refusal.body())
             await self.end()
 
-    async def _start(self, status: int, content_type: bytes) -> None:
+    async def _start(self, status: int, content_type: bytes, more: Fields = ()) -> None:
         self.started = True
         headers = [
             (b"content-type", content_type),
             (b"cache-control", b"no-store"),
             (b"x-request-id", b"req_" + secrets.token_hex(16).encode()),
         ]
-        if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
+        headers.extend(more)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
 
-_Answer = Callable[[Json, _Reply], Awaitable[None]]
+def _told_by(refusal: RequestRefused) -> Fields:
+    """What a refusal's header says: how to ask with a key, or when to ask again."""
+    key = ((b"www-authenticate", b"Bearer"),) if refusal.status == 401 else ()
+    when = refusal.retry_after
+    return key if when is None else (*key, (b"retry-after", str(when).encode("ascii")))
+
+
+_Answer = Callable[[Json, _Reply, bytes | None], Awaitable[None]]
+"""Body, reply, and the tenant who asks."""
 
 
 class _Api:
@@ -157,41 +189,46 @@ class _Api:
         self._model_name = model_name
         self._now = now
 
-    async def chat(self, body: Json, reply: _Reply) -> None:
-        await self._complete(chat_request(convert(body, ChatRequest)), reply)
+    async def chat(self, body: Json, reply: _Reply, tenant: bytes | None) -> None:
+        await self._complete(chat_request(convert(body, ChatRequest)), reply, tenant)
 
-    async def text(self, body: Json, reply: _Reply) -> None:
-        await self._complete(text_request(convert(body, TextRequest)), reply)
+    async def text(self, body: Json, reply: _Reply, tenant: bytes | None) -> None:
+        await self._complete(text_request(convert(body, TextRequest)), reply, tenant)
 
-    async def responses(self, body: Json, reply: _Reply) -> None:
+    async def responses(self, body: Json, reply: _Reply, tenant: bytes | None) -> None:
         request = convert(body, ResponsesRequest)
         asked = as_chat(request)
         self._check(asked)
         writer = ResponseWriter(request, identity=secrets.token_hex(16), created=int(self._now()))
-        async with self._generations.chunks("chat", asked.body) as chunks:
+        async with self._generations.chunks("chat", asked.body, tenant=tenant, moment=reply.moment) as chunks:
             if not asked.stream:
-                await reply.json(await writer.gathered(chunks))
+                await reply.json(await writer.gathered(aiter(chunks)))
                 return
             reply.named_events = True
-            async for event in writer.events(chunks):
+            async for event in writer.events(aiter(chunks)):
                 await reply.event(event)
             await reply.end()
 
-    async def embeddings(self, body: Json, reply: _Reply) -> None:
+    async def embeddings(self, body: Json, reply: _Reply, tenant: bytes | None) -> None:
         request = convert(body, EmbeddingsRequest)
         self._check_model(request.model)
         asked = embeddings_requests(request, length=self._engine.embedding_length)
-        await reply.json(embeddings(await self._generations.embed(asked), request.model))
+        await reply.json(embeddings(await self._generations.embed(asked, tenant=tenant), request.model))
 
-    async def _complete(self, request: EngineRequest, reply: _Reply) -> None:
+    async def _complete(self, request: EngineRequest, reply: _Reply, tenant: bytes | None) -> None:
         self._check(request)
-        async with self._generations.chunks(request.kind, request.body) as chunks:
+        async with self._generations.chunks(
+            request.kind, request.body, tenant=tenant, moment=reply.moment
+        ) as chunks:
             if not request.stream:
                 await reply.json(await gathered(chunks, request))
                 return
-            async for chunk in streamed(chunks, request):
-                await reply.event(chunk)
-            await reply.end(b"data: [DONE]\n\n")
+            answer = StreamedAnswer(request)
+            async for batch in chunks.batches():
+                data = answer.events(batch)
+                if data:
+                    await reply.events(data)
+            await reply.end(answer.last())
 
     def _check(self, request: EngineRequest) -> None:
         self._check_model(request.model)
@@ -212,20 +249,20 @@ class _Api:
 class _Exchange:
     """One POST: key, body, answer; ended at once when the client leaves."""
 
-    def __init__(self, answer: _Answer, api_keys: ApiKeys) -> None:
+    def __init__(self, answer: _Answer, tenant_of: Callable[[str | None], bytes | None]) -> None:
         self._answer = answer
-        self._api_keys = api_keys
+        self._tenant_of = tenant_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = _Reply(send)
+        reply = _Reply(send, scope.get("extensions", {}).get(CADENCE))
         try:
             headers = Headers(scope=scope)
-            self._api_keys.check(headers.get("authorization"))
+            tenant = self._tenant_of(headers.get("authorization"))
             data = await _read_body(headers, receive)
             body = (
                 await asyncio.to_thread(parse_body, data) if len(data) > PARSE_IN_THREAD else parse_body(data)
             )
-            await _unless_disconnected(self._answer(body, reply), receive)
+            await _unless_disconnected(self._answer(body, reply, tenant), receive)
         except _Disconnected:
             return
         except RequestRefused as refusal:

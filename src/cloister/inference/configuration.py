@@ -1,30 +1,40 @@
 """What a serving workload is launched with, in the form that is measured.
 
-Everything that changes what the workload will do or whom it trusts is here, and nothing else: the port and
-the address are the operator's business, so moving a service does not change its reference values.
+Everything that changes what the workload will do or whom it trusts is here, and nothing else: the port, the address and the
+number of threads are the operator's business, so moving or tuning a service does not change its reference values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, Literal
 
-import cloister
-from cloister.attester.launch import launch_events, program_digest
-from cloister.encoding import Record, encode_json
+from cloister.attester.launch import launch_events, this_program
+from cloister.encoding import Record, encode_json, labelled_hash
 from cloister.evidence.eventlog import LaunchEvent
+from cloister.inference.engines import KvCache, Precision, Speculation
 
-FORMAT: Final = "cloister/serve-configuration/v1"
+FORMAT: Final = "cloister/serve-configuration/v3"
+_UPSTREAM_LABEL: Final = "cloister/upstream-model/v1"
+
+
+class MeasuredAdapter(Record, frozen=True, kw_only=True):
+    """Which adapter is added to the model."""
+
+    digest: str
+    """What :attr:`cloister.inference.adapter.Adapter.digest` says, 64 lower-case hexadecimal digits."""
+    folder: str = ""
+    """Where inside the directory it lies; "" for its top."""
 
 
 class ServeConfiguration(Record, frozen=True, kw_only=True):
     """Measured into the launch as its canonical JSON (docs/spec/serve-configuration.md)."""
 
-    format: Literal["cloister/serve-configuration/v1"] = FORMAT
+    format: Literal["cloister/serve-configuration/v3"] = FORMAT
     model_name: str
     """The name clients ask for."""
     engine: str
+    """"auto" for what the model's own ``optimized.json`` names, or else the usual one of its kind."""
     context_length: int
     """Tokens per request, prompt and answer together."""
     slots: int
@@ -34,6 +44,18 @@ class ServeConfiguration(Record, frozen=True, kw_only=True):
     broker_policy: str | None
     """Digest of the policy by which the key broker is appraised; None where keys come from an owner's file."""
     api_keys_required: bool
+    adapter: MeasuredAdapter | None = None
+    """What is added to the model; None where it answers as it is."""
+    precision: Precision | None = None
+    """Of the weights while they compute; None as ``optimized.json`` or else the engine says."""
+    kv_cache: KvCache | None = None
+    prefix_cache: bool = False
+    """Whether prompts are kept, each for the API key that asked with it."""
+    speculation: Speculation | None = None
+    draft: str | None = None
+    """Digest of the model whose guesses are checked (64 hexadecimal digits), as a model is measured."""
+    upstream: str | None = None
+    """Address of the server of this TEE that computes in place of an engine."""
 
 
 def serving_events(configuration: ServeConfiguration, model_index: bytes) -> Sequence[LaunchEvent]:
@@ -41,6 +63,6 @@ def serving_events(configuration: ServeConfiguration, model_index: bytes) -> Seq
     return launch_events(config=encode_json(configuration), program=this_program(), model_index=model_index)
 
 
-def this_program() -> bytes:
-    """The digest of the installed package, as the launcher measures it."""
-    return program_digest(Path(cloister.__file__).parent)
+def upstream_index(address: str) -> bytes:
+    """What is measured as the model where another server holds it: 32 bytes that stand for no model file."""
+    return labelled_hash(_UPSTREAM_LABEL, address.encode())

@@ -1,7 +1,7 @@
 """From the engine's threads to the event loop, and back: bounded both ways.
 
-An engine blocks a thread per running request. As many run at once as the engine has slots; a bounded number waits,
-the rest is refused at once. Chunks cross in a bounded buffer: a client that does not read holds up its own thread
+An engine blocks a thread per running request. As many run at once as the engine has slots; others wait or are refused
+(admission.py). Chunks cross in a bounded buffer: a client that does not read holds up its own thread
 only, for a bounded time, and never the event loop or other clients. Whoever stops iterating stops the engine at
 its next token (or prompt batch), which frees the slot.
 """
@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from cloister.inference.api_errors import RequestRefused, overloaded
+from cloister.inference.admission import MAX_WAITING, Admission
+from cloister.inference.api_errors import RequestRefused
 from cloister.inference.engines import Engine, Kind
 
-MAX_WAITING: Final = 256
 MAX_BUFFERED: Final = 512
 """Chunks of one request between engine and client."""
 GATHER_SECONDS: Final = 0.004
@@ -31,21 +31,26 @@ STALL_SECONDS: Final = 60.0
 Chunk = Mapping[str, Any]
 
 
-class Bell:
-    """Wakes tasks of ``loop`` from other threads.
+Moment = Callable[[Callable[[], None]], None]
+"""Takes what is to be called once, on the loop, when what is written next can be sent."""
 
-    What is not urgent is gathered for ``GATHER_SECONDS`` and wakes the loop once: tokens of several streams come out
-    of the engine together, and a loop that wakes for each competes with the engine for processors.
+
+class Bell:
+    """Wakes readers in ``loop`` from other threads.
+
+    What is not urgent is gathered until ``moment``, or for ``GATHER_SECONDS``, and wakes the loop once: tokens of several
+    streams come out of the engine together, and a loop that wakes for each competes with the engine for processors.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, moment: Moment | None = None) -> None:
         self._loop = loop
+        self._moment = moment
         self._lock = threading.Lock()
-        self._waiting: list[asyncio.Event] = []
+        self._waiting: list[ChunkBuffer] = []
 
-    def ring(self, event: asyncio.Event, *, urgent: bool) -> None:
+    def ring(self, buffer: ChunkBuffer, *, urgent: bool) -> None:
         with self._lock:
-            self._waiting.append(event)
+            self._waiting.append(buffer)
             if len(self._waiting) > 1 and not urgent:
                 return
         # A closed loop means that the process is going down, and nobody waits.
@@ -53,13 +58,16 @@ class Bell:
             self._loop.call_soon_threadsafe(self._wake if urgent else self._wake_later)
 
     def _wake_later(self) -> None:
-        self._loop.call_later(GATHER_SECONDS, self._wake)
+        if self._moment is None:
+            self._loop.call_later(GATHER_SECONDS, self._wake)
+        else:
+            self._moment(self._wake)
 
     def _wake(self) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for event in waiting:
-            event.set()
+        for buffer in waiting:
+            buffer.wake()
 
 
 class ChunkBuffer:
@@ -71,11 +79,11 @@ class ChunkBuffer:
         self._stall = stall
         self._chunks: deque[Chunk] = deque()
         self._change = threading.Condition()
-        self._filled = asyncio.Event()
         self._count = 0
         self._ended = False
         self._error: BaseException | None = None
         self._unwanted = False
+        self._reader: asyncio.Future[None] | None = None
 
     def put(self, chunk: Chunk) -> bool:
         """On the engine's thread: True when no more chunks are wanted. An empty chunk only asks that."""
@@ -91,7 +99,7 @@ class ChunkBuffer:
             self._count += 1
             wake = len(self._chunks) == 1
         if wake or self._count <= URGENT_CHUNKS:
-            self._bell.ring(self._filled, urgent=self._count <= URGENT_CHUNKS)
+            self._bell.ring(self, urgent=self._count <= URGENT_CHUNKS)
         return False
 
     def end(self, error: BaseException | None) -> None:
@@ -99,7 +107,7 @@ class ChunkBuffer:
         with self._change:
             self._ended = True
             self._error = self._error or error
-        self._bell.ring(self._filled, urgent=True)
+        self._bell.ring(self, urgent=True)
 
     def abandon(self) -> None:
         """On the loop: nobody reads any more."""
@@ -108,35 +116,47 @@ class ChunkBuffer:
             self._chunks.clear()
             self._change.notify_all()
 
+    def wake(self) -> None:
+        """On the loop: there is something to read."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
     async def __aiter__(self) -> AsyncIterator[Chunk]:
+        async for batch in self.batches():
+            for chunk in batch:
+                yield chunk
+
+    async def batches(self) -> AsyncIterator[Sequence[Chunk]]:
+        """What has come since the last batch, each time something has; one reader at a time."""
         while True:
-            await self._filled.wait()
             with self._change:
                 chunks, ended = tuple(self._chunks), self._ended
                 self._chunks.clear()
-                self._filled.clear()
-                self._change.notify_all()
-            for chunk in chunks:
-                yield chunk
-            if ended:
+                if chunks:
+                    self._change.notify_all()
+                elif not ended:
+                    self._reader = asyncio.get_running_loop().create_future()
+            if chunks:
+                yield chunks
+            elif ended:
                 if self._error is not None:
                     raise self._error
                 return
+            elif self._reader is not None:
+                await self._reader
 
     def _has_room(self) -> bool:
         return self._unwanted or len(self._chunks) < self._limit
 
 
 class Generations:
-    """Admission to an engine: ``slots`` at once, ``max_waiting`` behind them, first come, first served."""
+    """An engine's work, admitted to its slots."""
 
     def __init__(self, engine: Engine, *, max_waiting: int = MAX_WAITING) -> None:
         self._engine = engine
-        self._slots = asyncio.Semaphore(engine.slots)
-        self._max_waiting = max_waiting
-        self._waiting = 0
+        self._admission = Admission(engine.slots, max_waiting=max_waiting)
         self._running: set[ChunkBuffer] = set()
-        self._bell: Bell | None = None
+        self._bells: dict[Moment | None, Bell] = {}
         self._threads = ThreadPoolExecutor(engine.slots, thread_name_prefix="cloister-engine")
 
     @property
@@ -144,20 +164,36 @@ class Generations:
         """Requests that hold a slot now."""
         return len(self._running)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that have none yet."""
+        return self._admission.waiting
+
     @asynccontextmanager
-    async def chunks(self, kind: Kind, request: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def chunks(
+        self,
+        kind: Kind,
+        request: Mapping[str, Any],
+        *,
+        tenant: bytes | None = None,
+        moment: Moment | None = None,
+    ) -> AsyncIterator[ChunkBuffer]:
         """The chunks of one request, as the engine makes them; leaving the block stops the engine.
 
+        ``tenant`` stands for who asks: for its turn, and for what the engine may keep for it. Behind the first chunks,
+        what comes is handed on at ``moment``, or gathered a little. Use one ``moment`` for many requests.
         Raises RequestRefused or InferenceError, also while iterating.
         """
 
         def work(buffer: ChunkBuffer) -> None:
-            self._engine.generate(kind, request, buffer.put)
+            self._engine.generate(kind, request, buffer.put, tenant=tenant)
 
-        async with self._admitted(work) as buffer:
-            yield aiter(buffer)
+        async with self._admitted(work, tenant, moment) as buffer:
+            yield buffer
 
-    async def embed(self, requests: Sequence[Mapping[str, Any]]) -> list[Chunk]:
+    async def embed(
+        self, requests: Sequence[Mapping[str, Any]], *, tenant: bytes | None = None
+    ) -> list[Chunk]:
         """The answers to embeddings requests, one after the other in one slot. Raises as ``chunks``."""
 
         def work(buffer: ChunkBuffer) -> None:
@@ -165,7 +201,7 @@ class Generations:
                 if buffer.put({}) or buffer.put(self._engine.embed(request)):
                     return
 
-        async with self._admitted(work) as buffer:
+        async with self._admitted(work, tenant) as buffer:
             return [answer async for answer in buffer]
 
     def close(self) -> None:
@@ -175,17 +211,15 @@ class Generations:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
-    async def _admitted(self, work: Callable[[ChunkBuffer], None]) -> AsyncIterator[ChunkBuffer]:
-        if self._slots.locked() and self._waiting >= self._max_waiting:
-            raise overloaded()
-        self._waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._waiting -= 1
+    async def _admitted(
+        self, work: Callable[[ChunkBuffer], None], tenant: bytes | None, moment: Moment | None = None
+    ) -> AsyncIterator[ChunkBuffer]:
+        place = await self._admission.enter(tenant)
         loop = asyncio.get_running_loop()
-        self._bell = self._bell or Bell(loop)
-        buffer = ChunkBuffer(self._bell)
+        bell = self._bells.get(moment)
+        if bell is None:
+            bell = self._bells[moment] = Bell(loop, moment)
+        buffer = ChunkBuffer(bell)
 
         def run() -> None:
             error: BaseException | None = None
@@ -197,7 +231,7 @@ class Generations:
 
         def release(_: object) -> None:
             self._running.discard(buffer)
-            self._slots.release()
+            self._admission.leave(place)
 
         # The slot is given back when the engine's thread is done with it, not when the client leaves.
         try:

@@ -9,9 +9,11 @@ Source: ggml's docs/gguf.md, version 3 (little endian).
 
 from __future__ import annotations
 
+import math
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from cloister.errors import InferenceError
@@ -25,6 +27,8 @@ MAX_TENSORS: Final = 1 << 17
 MAX_STRING: Final = 16 << 20
 MAX_ARRAY: Final = 1 << 24
 
+_TOKENS: Final = "tokenizer.ggml.tokens"
+_SPECIAL: Final = ("bos_token_id", "add_bos_token", "eos_token_id", "add_eos_token")
 _SCALARS: Final = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"} | {
     10: "<Q",
     11: "<q",
@@ -63,6 +67,31 @@ class GgufHeader:
     """Numbers in one hidden state, and so in one embedding."""
     chat_template: str | None
     """Jinja source of how messages become one text."""
+    heads: int | None = None
+    kv_heads: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """Tensor → sides, the quickest first. Of thousands of tensors, so no part of what a header is compared by."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufVocabulary:
+    """What a model's tokens are."""
+
+    kind: str
+    """Of the tokenizer: ``llama``, ``gpt2`` and so on."""
+    special: tuple[object, ...]
+    """Which token begins and ends a text, and whether it is added."""
+    tokens: tuple[bytes, ...] = field(repr=False)
+
+
+def read_gguf_vocabulary(descriptor: int, *, what: str) -> GgufVocabulary:
+    """The vocabulary of the model behind ``descriptor``. Raises as :func:`read_gguf_header`."""
+    reader = _Reader(descriptor, os.fstat(descriptor).st_size, what)
+    _, values = _pairs(reader, keep=_TOKENS)
+    kind, tokens = values.get("tokenizer.ggml.model"), values.get(_TOKENS)
+    if not isinstance(kind, str) or not isinstance(tokens, tuple):
+        raise InferenceError(f"{what} says nothing of its vocabulary", todo="convert it anew")
+    return GgufVocabulary(kind, tuple(values.get(f"tokenizer.ggml.{name}") for name in _SPECIAL), tokens)
 
 
 def read_gguf_header(descriptor: int, *, what: str) -> GgufHeader:
@@ -72,20 +101,8 @@ def read_gguf_header(descriptor: int, *, what: str) -> GgufHeader:
     """
     size = os.fstat(descriptor).st_size
     reader = _Reader(descriptor, size, what)
-    if size < 4 or reader.take(4) != MAGIC:
-        raise InferenceError(f"{what} is not a GGUF model", todo="convert it, or name another file")
-    version = reader.number("<I")
-    if version not in VERSIONS:
-        raise InferenceError(
-            f"{what} is GGUF version {version}; this release reads {VERSIONS}", todo="convert it anew"
-        )
-    tensors = reader.bounded(reader.number("<Q"), MAX_TENSORS)
-    pairs = reader.bounded(reader.number("<Q"), MAX_PAIRS)
-    values: dict[str, object] = {}
-    for _ in range(pairs):
-        key = reader.string()
-        values[key] = reader.value()
-    end = _data_end(reader, tensors, values)
+    tensors, values = _pairs(reader)
+    end, shapes = _tensor_table(reader, tensors, values)
     if end > size:
         raise InferenceError(
             f"{what} is truncated: {size} bytes long, its tensors end at {end}", todo="copy it again"
@@ -97,22 +114,50 @@ def read_gguf_header(descriptor: int, *, what: str) -> GgufHeader:
     context = values.get(f"{architecture}.context_length")
     embedding = values.get(f"{architecture}.embedding_length")
     template = values.get("tokenizer.chat_template")
+    heads = values.get(f"{architecture}.attention.head_count")
+    kv_heads = values.get(f"{architecture}.attention.head_count_kv")
     return GgufHeader(
         architecture=architecture,
         name=name if isinstance(name, str) else None,
         trained_context=context if isinstance(context, int) else None,
         embedding_length=embedding if isinstance(embedding, int) else None,
         chat_template=template if isinstance(template, str) else None,
+        heads=heads if isinstance(heads, int) else None,
+        kv_heads=kv_heads if isinstance(kv_heads, int) else None,
+        shapes=shapes,
     )
 
 
-def _data_end(reader: _Reader, tensors: int, values: dict[str, object]) -> int:
+def _pairs(reader: _Reader, *, keep: str | None = None) -> tuple[int, dict[str, object]]:
+    """How many tensors there are, and every pair; of arrays only ``keep``, if it is one of strings."""
+    what = reader.what
+    if reader.size < 4 or reader.take(4) != MAGIC:
+        raise InferenceError(f"{what} is not a GGUF model", todo="convert it, or name another file")
+    version = reader.number("<I")
+    if version not in VERSIONS:
+        raise InferenceError(
+            f"{what} is GGUF version {version}; this release reads {VERSIONS}", todo="convert it anew"
+        )
+    tensors = reader.bounded(reader.number("<Q"), MAX_TENSORS)
+    pairs = reader.bounded(reader.number("<Q"), MAX_PAIRS)
+    values: dict[str, object] = {}
+    for _ in range(pairs):
+        key = reader.string()
+        values[key] = reader.value(keep=key == keep)
+    return tensors, values
+
+
+def _tensor_table(
+    reader: _Reader, tensors: int, values: dict[str, object]
+) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """Where the tensors end, and their shapes."""
     furthest = 0
+    shapes: dict[str, tuple[int, ...]] = {}
     for _ in range(tensors):
-        reader.string()
-        elements = 1
-        for _ in range(reader.bounded(reader.number("<I"), 8)):
-            elements *= reader.number("<Q")
+        name = reader.string()
+        shape = tuple(reader.number("<Q") for _ in range(reader.bounded(reader.number("<I"), 8)))
+        shapes[name] = shape
+        elements = math.prod(shape)
         kind = reader.number("<I")
         offset = reader.number("<Q")
         block, width = _TENSOR_BYTES.get(kind, (1, 0))
@@ -120,7 +165,7 @@ def _data_end(reader: _Reader, tensors: int, values: dict[str, object]) -> int:
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise InferenceError(f"{reader.what} has an alignment that cannot be")
-    return -(-reader.position // alignment) * alignment + furthest
+    return -(-reader.position // alignment) * alignment + furthest, shapes
 
 
 class _Reader:
@@ -128,13 +173,13 @@ class _Reader:
         self.what = what
         self.position = 0
         self._descriptor = descriptor
-        self._size = size
+        self.size = size
         self._window = b""
         self._start = 0
 
     def take(self, count: int) -> bytes:
         end = self.position + count
-        if end > self._size:
+        if end > self.size:
             raise InferenceError(f"{self.what} is truncated inside its header", todo="copy it again")
         if end > MAX_HEADER:
             raise InferenceError(f"{self.what} has a header over {MAX_HEADER} bytes")
@@ -159,13 +204,12 @@ class _Reader:
         data = self.take(self.bounded(self.number("<Q"), MAX_STRING))
         return data.decode("utf-8", errors="replace")
 
-    def value(self) -> object:
+    def value(self, *, keep: bool = False) -> object:
         kind = self.number("<I")
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            self._skip_array()
-            return None
+            return self._array(keep=keep)
         return self._scalar(kind)
 
     def _scalar(self, kind: int) -> object:
@@ -175,16 +219,21 @@ class _Reader:
         value: object = struct.unpack(form, self.take(struct.calcsize(form)))[0]
         return value
 
-    def _skip_array(self) -> None:
+    def _array(self, *, keep: bool) -> tuple[bytes, ...] | None:
+        """The strings of an array, where they are wanted; all else is passed over."""
         kind = self.number("<I")
         count = self.bounded(self.number("<Q"), MAX_ARRAY)
         if kind == _STRING:
+            strings = []
             for _ in range(count):
-                self.take(self.bounded(self.number("<Q"), MAX_STRING))
-            return
+                data = self.take(self.bounded(self.number("<Q"), MAX_STRING))
+                if keep:
+                    strings.append(data)
+            return tuple(strings)
         form = _SCALARS.get(kind)
         if form is None:
             raise InferenceError(f"{self.what} has an array of unknown type {kind} in its header")
         for _ in range(count * struct.calcsize(form) // (1 << 20)):
             self.take(1 << 20)
         self.take(count * struct.calcsize(form) % (1 << 20))
+        return None

@@ -1,44 +1,63 @@
 """The built-in engine: llama.cpp's own server inside this process, through PyPI's ``xllamacpp``.
 
 Requests go to the server's handlers as function calls and come back chunk by chunk on the calling thread; several
-are computed at once in slots with continuous batching. Three things about it are handled here:
+are computed at once in slots with continuous batching. What is handled beside that:
 
-* It insists on listening. A port on loopback would cross the host under SGX, so it is given a Unix socket in a
-  private directory whose name is removed as soon as it listens: nothing can connect any more, and no TCP port
-  exists. Behind that it would still ask for a random key.
-* It can reuse one client's prompt for the next one's common prefix. How fast an answer starts would then tell
-  what others asked, so that is off, and no request can turn it on.
-* It logs prompts when verbose. It is silent here.
+* It can reuse one client's prompt for the next one's common prefix, and how fast an answer starts would then tell
+  what others asked. Only a tenant's own prompts are reused, see :mod:`.llamacpp_slots`; no request can change that.
+* A long prompt would hold up the answers of others: it is read in pieces, see :mod:`.llamacpp_prompts`.
+* It logs prompts when verbose, and it listens. It is silent here, and where it listens nobody can connect: see
+  :mod:`.llamacpp_parameters` and :mod:`.llamacpp_server`.
 """
 
 from __future__ import annotations
 
 import atexit
-import os
-import secrets
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import msgspec
 
 from cloister.errors import InferenceError, UsageError
 from cloister.inference.api_errors import RequestRefused, engine_refusal
-from cloister.inference.engines import Kind, Sink
-from cloister.inference.gguf_header import GgufHeader, read_gguf_header
+from cloister.inference.engines import EngineSettings, EngineStats, Kind, Sink
+from cloister.inference.engines.llamacpp_draft import checked_draft
+from cloister.inference.engines.llamacpp_parameters import (
+    check_settings,
+    default_threads,
+    quicken,
+    server_parameters,
+)
+from cloister.inference.engines.llamacpp_prompts import (
+    ALONE,
+    CHUNK,
+    PAUSE,
+    Reading,
+    Turns,
+    beginning,
+    cached_tokens,
+    frame,
+    prompt_text,
+)
+from cloister.inference.engines.llamacpp_server import added, call, start
+from cloister.inference.engines.llamacpp_slots import Place, Slots
+from cloister.inference.gguf_header import read_gguf_header
+from cloister.inference.model_files import ModelFiles
 
-MAX_SLOTS: Final = 64
-MAX_CONTEXT: Final = 1 << 20
-MAX_BATCH: Final = 2048
-"""Tokens computed in one go. An embedding's input has to fit, so it follows the context up to here."""
-MIN_BATCH: Final = 512
 CLOSE_SECONDS: Final = 30.0
-_SILENT: Final = -1
-_SOCKET_PATH_LIMIT: Final = 107  # sun_path of unix(7), with its terminating zero
+CONVERT: Final = "convert the model to GGUF, or serve it with another engine"
 _STILL_WORKING: Final[Mapping[str, Any]] = {}
+_STREAMED: Final[Mapping[str, Any]] = {
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    # Progress of the prompt's batches comes as chunks too: a chance to stop before the first token.
+    "return_progress": True,
+    "n_cache_reuse": 0,
+}
+_ANSWER_ONLY: Final = frozenset({"max_completion_tokens", "n_predict", "logprobs", "top_logprobs", "n_probs"})
 
 
 class LlamaCppEngine:
@@ -47,115 +66,210 @@ class LlamaCppEngine:
     def __init__(
         self,
         server: Any,
+        settings: EngineSettings,
         *,
         context_length: int,
-        slots: int,
         embedding_length: int | None,
-        header: GgufHeader,
+        tools: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.context_length = context_length
-        self.slots = slots
+        self.slots = settings.slots
         self.embedding_length = embedding_length
-        # llama.cpp would drop the functions in silence where the template has no place for them.
-        self.tools = "tools" in (header.chat_template or "")
+        self.tools = tools
         self._server: Any | None = server
+        self._slots = Slots(settings.slots, keeping=settings.prefix_cache)
+        self._turns = Turns()
+        self._chunk = settings.prefill_chunk or CHUNK
+        self._clock = clock
         self._running = 0
+        self._answering = 0
+        """Requests whose prompt is read."""
+        self._counted = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
         self._change = threading.Condition()
         # A loop thread inside C++ must not outlive the interpreter.
         atexit.register(self.close)
 
     @classmethod
     def open(
-        cls,
-        model: Path | int,
-        *,
-        context_length: int,
-        slots: int,
-        threads: int | None = None,
-        embedding: bool = True,
+        cls, model: ModelFiles | None, settings: EngineSettings, *, embedding: bool = True
     ) -> LlamaCppEngine:
-        """Load ``model``: a path, or a file descriptor (a memfd, say) that the caller keeps and may close then.
+        """Load the GGUF file of ``model``. See :func:`cloister.inference.engines.open_engine`.
 
-        ``context_length`` is in tokens for each of the ``slots``; the model's own length is an upper bound.
-        ``threads`` compute; None leaves one of the processors to the server that this engine works for.
-        Raises InferenceError (the model) and UsageError (the numbers).
+        With ``settings.speculation`` there are no embeddings: llama.cpp computes one or the other.
+        Raises InferenceError (the model) and UsageError (the settings).
         """
-        _check_sizes(context_length, slots, threads)
-        what = str(model) if isinstance(model, Path) else "the model"
-        try:
-            descriptor = (
-                os.open(model, os.O_RDONLY | os.O_CLOEXEC) if isinstance(model, Path) else os.dup(model)
-            )
-        except OSError as error:
-            raise InferenceError(f"{what} cannot be opened: {error.strerror}") from None
-        try:
-            header = read_gguf_header(descriptor, what=what)
-            length = min(context_length, header.trained_context or context_length)
-            params = server_parameters(
-                f"/proc/self/fd/{descriptor}",
-                context_length=length,
-                slots=slots,
-                threads=threads or default_threads(),
-                embedding=embedding,
-            )
-            server = _start(params, what)
-        finally:
-            os.close(descriptor)
+        check_settings(settings)
+        if model is None or model.kind != "gguf":
+            raise UsageError("the engine llamacpp computes GGUF models alone", todo=CONVERT)
+        what = model.main_name
+        header = read_gguf_header(model.main, what=what)
+        length = min(settings.context_length, header.trained_context or settings.context_length)
+        embedding = embedding and settings.speculation == "off"
+        params = server_parameters(
+            str(model.path(what)),
+            context_length=length,
+            slots=settings.slots,
+            threads=settings.threads or default_threads(),
+            embedding=embedding,
+            kv_cache=settings.kv_cache,
+        )
+        quicken(params, settings.speculation, checked_draft(model, settings.draft))
+        with added(params, settings.adapter, header):
+            server = start(params, what)
         return cls(
             server,
+            settings,
             context_length=length,
-            slots=slots,
             embedding_length=header.embedding_length if embedding else None,
-            header=header,
+            # llama.cpp would drop the functions in silence where the template has no place for them.
+            tools="tools" in (header.chat_template or ""),
         )
 
-    def generate(self, kind: Kind, request: Mapping[str, Any], sink: Sink) -> None:
-        body = dict(request) | {
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            # Progress of the prompt's batches comes as chunks too: a chance to stop before the first token.
-            "return_progress": True,
-            "cache_prompt": False,
-        }
+    def generate(
+        self, kind: Kind, request: Mapping[str, Any], sink: Sink, *, tenant: bytes | None = None
+    ) -> None:
+        body = {**request, **_STREAMED}
+        text = prompt_text(kind, body)
+        several = max(int(body.get(name) or 1) for name in ("n", "n_cmpl")) > 1
+        with self._using() as server, ExitStack() as undo:
+            place = None
+            cached = None
+            if text is None or several:
+                undo.enter_context(self._slots.roaming())
+            else:
+                place = undo.enter_context(self._slots.place(tenant, text, frame(kind, request)))
+                reading = Reading(text, known=place.known, context_length=self.context_length)
+                if self._read_ahead(server, kind, body, sink, place, reading):
+                    return
+                cached = reading.cached
+            self._ask(server, kind, body, sink, place, cached=cached)
+
+    def _read_ahead(
+        self, server: Any, kind: Kind, body: Mapping[str, Any], sink: Sink, place: Place, reading: Reading
+    ) -> bool:
+        """Have a long prompt computed in pieces, all but the last; True when its answer is not wanted any more."""
+        piece = {name: value for name, value in body.items() if name not in _ANSWER_ONLY} | {"max_tokens": 0}
+        while reading.next(self._piece()) is not None:
+            with self._turns.turn():
+                # Others may have begun or ended while this one waited.
+                end = reading.next(self._piece())
+                if end is None or (reading.cached is not None and not place.mine):
+                    break
+                began = self._clock()
+                usage: Mapping[str, Any] | None = None
+                try:
+                    usage = self._ask(server, kind, beginning(kind, piece, end), sink, place, answer=False)
+                    if usage is None:
+                        place.text = ""
+                        return True
+                except RequestRefused:
+                    # A template that refuses this beginning may take the next one; what it says of the whole is told.
+                    if self._server is None:
+                        raise
+                    place.mine = False
+                reading.read(end, usage)
+                self._pause(PAUSE * (self._clock() - began))
+        return False
+
+    def _piece(self) -> int:
+        return self._chunk if self._answering else max(ALONE, self._chunk)
+
+    def _pause(self, seconds: float) -> None:
+        with self._change:
+            self._change.wait_for(lambda: self._server is None or not self._answering, timeout=seconds)
+
+    def _ask(
+        self,
+        server: Any,
+        kind: Kind,
+        body: Mapping[str, Any],
+        sink: Sink,
+        place: Place | None,
+        *,
+        answer: bool = True,
+        cached: int | None = None,
+    ) -> Mapping[str, Any] | None:
+        """One request to the server; its usage, or None if ``sink`` wanted no more.
+
+        ``cached`` replaces what the server says was in the slot, and without ``answer`` no chunk is passed on.
+        """
         refusal: RequestRefused | None = None
-        complete = False
-        stopped = False
+        usage: dict[str, Any] | None = None
+        stopped = begun = answering = False
 
         def on_chunk(data: bytes) -> bool:
-            nonlocal refusal, complete, stopped
+            nonlocal refusal, usage, stopped, begun, answering
             chunk: dict[str, Any] = msgspec.json.decode(data)
             if "error" in chunk:
                 refusal = engine_refusal(chunk)
                 return True
-            complete = complete or "usage" in chunk
-            stopped = sink(_STILL_WORKING if "prompt_progress" in chunk else chunk) or self._server is None
+            if place is not None and not begun:
+                begun = True
+                self._slots.begun(place)
+            if "usage" in chunk:
+                computed = int(chunk["usage"]["prompt_tokens"]) - cached_tokens(chunk["usage"])
+                usage = chunk["usage"] = _told(chunk["usage"], cached)
+                self._count(computed, usage if answer else {})
+            if answer and not answering and chunk.get("choices"):
+                answering = True
+                self._answers(1)
+            passed = _STILL_WORKING if "prompt_progress" in chunk or not answer else chunk
+            stopped = sink(passed) or self._server is None
             return stopped
 
-        with self._using() as server:
-            handler = server.handle_chat_completions if kind == "chat" else server.handle_completions
-            _call(lambda: handler(msgspec.json.encode(body), on_chunk))
+        slot = -1 if place is None else place.slot
+        reuse = place is not None and self._slots.may_reuse(place)
+        encoded = msgspec.json.encode(dict(body) | {"id_slot": slot, "cache_prompt": reuse})
+        handler = server.handle_chat_completions if kind == "chat" else server.handle_completions
+        try:
+            call(lambda: handler(encoded, on_chunk))
+        finally:
+            if answering:
+                self._answers(-1)
         if refusal is not None:
             raise refusal
-        if not complete and not stopped:
+        if stopped and place is not None and not answering:
+            place.text = ""
+        if usage is None and not stopped:
             raise InferenceError("the engine broke off an answer")
+        return None if stopped else usage
 
     def embed(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.embedding_length is None:
             raise RequestRefused("This model was loaded without embeddings", code="unsupported")
-        with self._using() as server:
-            answer = _call(lambda: server.handle_embeddings(dict(request)))
+        with self._using() as server, self._slots.roaming():
+            answer = call(lambda: server.handle_embeddings(dict(request)))
         if not isinstance(answer, Mapping) or "data" not in answer:
             raise engine_refusal(answer if isinstance(answer, Mapping) else {})
         return answer
+
+    def stats(self) -> EngineStats:
+        with self._change:
+            return EngineStats(running=self._running, **self._counted)
 
     def close(self) -> None:
         """Stop what runs at its next token, wait for it (bounded), free the model. Idempotent."""
         with self._change:
             server, self._server = self._server, None
+            self._change.notify_all()
+        self._slots.close()
+        with self._change:
             self._change.wait_for(lambda: self._running == 0, timeout=CLOSE_SECONDS)
         atexit.unregister(self.close)
         # The last reference: llama.cpp's threads are joined here.
         del server
+
+    def _answers(self, more: int) -> None:
+        with self._change:
+            self._answering += more
+            self._change.notify_all()
+
+    def _count(self, computed: int, told: Mapping[str, Any]) -> None:
+        with self._change:
+            self._counted["prompt_tokens"] += computed
+            self._counted["cached_tokens"] += cached_tokens(told)
+            self._counted["completion_tokens"] += int(told.get("completion_tokens", 0))
 
     @contextmanager
     def _using(self) -> Iterator[Any]:
@@ -173,100 +287,8 @@ class LlamaCppEngine:
                 self._change.notify_all()
 
 
-def default_threads() -> int:
-    """Processors this process may use, less one for the server around the engine, at least one."""
-    return max(1, len(os.sched_getaffinity(0)) - 1)
-
-
-def _check_sizes(context_length: int, slots: int, threads: int | None) -> None:
-    if not 1 <= slots <= MAX_SLOTS:
-        raise UsageError(f"{slots} slots: between 1 and {MAX_SLOTS} are served")
-    if not 16 <= context_length <= MAX_CONTEXT:
-        raise UsageError(f"a context of {context_length} tokens: between 16 and {MAX_CONTEXT} are served")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise UsageError(f"{threads} threads: between 1 and 1024 compute")
-
-
-def server_parameters(path: str, *, context_length: int, slots: int, threads: int, embedding: bool) -> Any:
-    """The settings of llama.cpp's server (``xllamacpp.CommonParams``), all but where it listens.
-
-    Public so that a benchmark can run the same server on a port of its own and compare.
-    """
-    # Read once by the OpenMP runtime when it is loaded: its threads then sleep at a barrier instead of spinning,
-    # which would starve the event loop (and everybody else) on a machine with few processors.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import xllamacpp  # noqa: PLC0415 -- 100 MB of native code: only for who opens this engine
-
-    params = xllamacpp.CommonParams()
-    params.verbosity = _SILENT
-    params.model.path = path
-    params.model_alias = {"model"}
-    params.n_ctx = context_length * slots
-    params.n_parallel = slots
-    params.fit_params = False
-    batch = min(max(context_length, MIN_BATCH), MAX_BATCH)
-    params.n_batch = batch
-    params.n_ubatch = batch if embedding else MIN_BATCH
-    params.embedding = embedding
-    if embedding:
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-    for cpu in (params.cpuparams, params.cpuparams_batch):
-        cpu.n_threads = threads
-        cpu.poll = 0
-    params.use_jinja = True
-    params.cache_prompt = False
-    params.cache_ram_mib = 0
-    params.cache_idle_slots = False
-    params.n_ctx_checkpoints = 0
-    params.offline = True
-    params.ui = False
-    params.endpoint_slots = False
-    params.n_threads_http = 1
-    return params
-
-
-def _start(params: Any, what: str) -> Any:
-    import xllamacpp  # noqa: PLC0415 -- as above
-
-    params.api_keys = [secrets.token_hex(32)]
-    with tempfile.TemporaryDirectory(prefix="cloister-") as directory:
-        socket = Path(directory) / "closed.sock"
-        if len(os.fsencode(socket)) > _SOCKET_PATH_LIMIT:
-            raise InferenceError(
-                f"the path of {directory} is too long for a socket", todo="set a shorter TMPDIR"
-            )
-        params.hostnames = [str(socket)]
-        try:
-            server = xllamacpp.Server(params)
-        except (RuntimeError, ValueError):
-            # Its own text says no more than "failed to init".
-            raise InferenceError(
-                f"llama.cpp cannot load {what}",
-                todo="the file is damaged, or its architecture is not supported",
-            ) from None
-        listening = server.listening_address
-        with suppress(FileNotFoundError):
-            socket.unlink()
-    if not listening.startswith("unix://"):
-        raise InferenceError(f"llama.cpp listens on {listening}, which it must not")
-    _compute_once(server, what)
-    return server
-
-
-def _compute_once(server: Any, what: str) -> None:
-    # One token shows that the model computes. It also waits for the engine's loop: the server is handed out before
-    # that runs, and one that is closed in between never ends.
-    answer = _call(lambda: server.handle_completions({"prompt": "a", "max_tokens": 1, "cache_prompt": False}))
-    if not isinstance(answer, Mapping) or "choices" not in answer:
-        raise InferenceError(f"llama.cpp loads {what}, but does not compute with it")
-
-
-def _call(handle: Callable[[], Any]) -> Any:
-    try:
-        return handle()
-    except MemoryError:
-        raise InferenceError("the engine is out of memory") from None
-    except Exception as error:
-        # C++ exceptions arrive as many Python types, all while the request is read: a chat template that refuses
-        # it, a field of the wrong form.
-        raise RequestRefused(f"The engine refuses the request: {str(error)[:300]}") from None
+def _told(usage: Mapping[str, Any], cached: int | None) -> dict[str, Any]:
+    """What pieces of the same request had computed was not in the slot before it."""
+    if cached is None:
+        return dict(usage)
+    return dict(usage) | {"prompt_tokens_details": {"cached_tokens": min(cached, cached_tokens(usage))}}
