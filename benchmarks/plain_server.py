@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from cloister.inference.engines.llamacpp import server_parameters
+from cloister.inference.engines.llamacpp_parameters import server_parameters
 
 
 def main() -> None:

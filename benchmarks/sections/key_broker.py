@@ -1,4 +1,4 @@
-"""The key broker under load and as it grows, in one run (`make bench`): attested releases per second and how long each
+"""The key broker under load and as it grows, in one run: attested releases per second and how long each
 takes; and whether a release costs the same over 10 resources as over 100,000, with a thousand audit entries or a million.
 
 Sessions are whole: a challenge, a quote of its own (the simulated TEE's), an attestation, a release, each with its
@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import Result
+from benchmarks.sections import Options, about, of_rich
 from cloister.appraisal.draft import draft_policy
 from cloister.attester.simulated import SimulatedPlatform, SimulatedTee
 from cloister.attester.simulation.collateral import EVALUATION_NUMBER
@@ -290,7 +291,7 @@ def memory() -> float:
 
 @contextlib.contextmanager
 def child(site: Site, *words: str, key: bytes) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, __file__, "--site", str(site.directory), *words]
+    command = [sys.executable, "-m", __name__, "--site", str(site.directory), *words]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -307,7 +308,7 @@ def told(process: subprocess.Popen[str]) -> Any:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"{' '.join(map(str, process.args[4:6]))} ended with {process.wait(20)}")  # type: ignore[index]
+        raise SystemExit(f"{' '.join(map(str, process.args[5:7]))} ended with {process.wait(20)}")  # type: ignore[index]
     return json.loads(line)
 
 
@@ -423,28 +424,26 @@ def percentiles(waits: list[float]) -> list[str]:
     return [f"{cuts[number] * 1000:.1f} ms" for number in (49, 94, 98)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sessions", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--sizes", type=int, default=len(SIZES), help="how many of the sizes")
-    for name in ("--site", "--serve", "--measure", "--resources"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def run(options: Options) -> Result:
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    if options.site:
-        site, key = Site(Path(options.site)), bytes.fromhex(sys.stdin.readline())
-        if options.serve:
-            serve(site, options.serve, key)
-        else:
-            measure(site, options.measure, key, int(options.resources))
-        return
+    sessions, rounds, seconds, sizes = (50, 1, 1.0, SIZES[:2]) if options.quick else (200, 3, 3.0, SIZES)
     with tempfile.TemporaryDirectory() as folder:
         site = Site(Path(folder))
-        console = Console(width=140)
-        console.print(under_load(site, options.sessions, options.rounds))
-        console.print(as_it_grows(site, SIZES[: options.sizes], options.rounds, options.seconds))
+        tables = (under_load(site, sessions, rounds), as_it_grows(site, sizes, rounds, seconds))
+    return Result(title="The key broker", text=about(__doc__), tables=tuple(map(of_rich, tables)))
+
+
+def main() -> None:
+    """A child: it serves, or measures one state."""
+    parser = argparse.ArgumentParser()
+    for name in ("--site", "--serve", "--measure", "--resources"):
+        parser.add_argument(name)
+    options = parser.parse_args()
+    site, key = Site(Path(options.site)), bytes.fromhex(sys.stdin.readline())
+    if options.serve:
+        serve(site, options.serve, key)
+    else:
+        measure(site, options.measure, key, int(options.resources))
 
 
 if __name__ == "__main__":

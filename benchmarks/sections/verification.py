@@ -1,4 +1,4 @@
-"""What verification costs, in one run (`make bench`): each vendor's evidence, beside dcap-qvl alone on the same quote.
+"""What verification costs, in one run: each vendor's evidence, beside dcap-qvl alone on the same quote.
 
 Captured evidence is verified at the time it was captured, as a relying party does that has seen this platform before:
 endorsements parsed and intermediates verified once, the evidence itself anew each time (the first time is shown, too).
@@ -7,8 +7,6 @@ The variants of a row are interleaved, so that drift of the machine falls on all
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -17,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dcap_qvl
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import Result
+from benchmarks.sections import Options, about, of_rich
 from cloister.appraisal.appraise import appraise
 from cloister.appraisal.draft import draft_policy
 from cloister.appraisal.policy import load_policy
@@ -43,7 +42,7 @@ from cloister.verifier import intel, nvidia, snp
 from cloister.verifier.nvidia import NvidiaRules
 from cloister.verifier.rules import IntelRules
 
-SHARED = Path(os.environ.get("CLOISTER_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
+SHARED = Path(os.environ.get("CLOISTER_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 QUOTE_TIME = 1_751_000_000
 """2025-06-27, inside the window of the captured collateral."""
 REPORT_TIME = 1_790_000_000
@@ -177,32 +176,14 @@ def devices(table: Table, rounds: int) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--json", action="store_true", help="Print the table's rows as JSON.")
-    options = parser.parse_args()
+def run(options: Options) -> Result:
     if not (SHARED / "vectors").is_dir():
         sys.exit(f"captured evidence is missing below {SHARED}: set CLOISTER_SHARED")
+    rounds = options.rounds(200, 20)
     table = Table(title="verification, one core")
     for column in ("evidence", "first time", "median", "95 %", "target"):
         table.add_column(column, justify="left" if column == "evidence" else "right")
-    quotes(table, options.rounds)
-    reports(table, options.rounds)
-    devices(table, options.rounds)
-    if options.json:
-        columns = [list(column.cells) for column in table.columns]
-        print(
-            json.dumps(
-                [
-                    dict(zip(("evidence", "first", "median", "p95"), row, strict=False))
-                    for row in zip(*columns, strict=True)
-                ]
-            )
-        )
-        return
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
+    quotes(table, rounds)
+    reports(table, rounds)
+    devices(table, rounds)
+    return Result(title="Verification", text=about(__doc__), tables=(of_rich(table),))

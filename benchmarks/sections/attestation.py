@@ -1,4 +1,4 @@
-"""Attestation under load, in one run (`make bench`): attested clients per second, with and without Merkle batching.
+"""Attestation under load, in one run: attested clients per second, with and without Merkle batching.
 
 The attester takes 30 ms a quote and makes one at a time, as a quoting enclave does (the quote itself is the simulated
 TEE's). 500 clients ask at once, each with a nonce of its own. Without batching every nonce gets a quote; with it one
@@ -22,9 +22,10 @@ from pathlib import Path
 
 import httpx2
 import uvicorn
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import Result
+from benchmarks.sections import Options, about, of_rich
 from cloister.appraisal.appraise import appraise
 from cloister.appraisal.draft import draft_policy
 from cloister.appraisal.policy import Policy, load_policy
@@ -130,24 +131,16 @@ def serve(directory: Path, mode: str) -> None:
 
 
 def start(directory: Path, mode: str) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, __file__, "--serve", mode, "--platform", str(directory)]
+    command = [sys.executable, "-m", __name__, "--serve", mode, "--platform", str(directory)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     return process, f"http://127.0.0.1:{int(process.stdout.readline())}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--serve", choices=("batched", "alone"), help=argparse.SUPPRESS)
-    parser.add_argument("--platform", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(options.platform, options.serve)
-        return
+def run(options: Options) -> Result:
+    clients, rounds = (100, 1) if options.quick else (500, 3)
     now = int(time.time())
-    table = Table(title=f"attested clients per second: {options.clients} at once, 30 ms a quote")
+    table = Table(title=f"attested clients per second: {clients} at once, 30 ms a quote")
     for column in ("way", "without batching", "with batching", "ratio", "median wait", "slowest wait"):
         table.add_column(column, justify="left" if column == "way" else "right")
     with tempfile.TemporaryDirectory() as folder:
@@ -156,9 +149,9 @@ def main() -> None:
         tee = platform.tee("tdx")
         policy = accept_only(platform, tee)
         alone, batched, quotes = [], [], 0
-        for _ in range(options.rounds):
-            alone.append(asyncio.run(service_alone(tee, ALONE, options.clients))[0])
-            rate, quotes = asyncio.run(service_alone(tee, BATCHED, options.clients))
+        for _ in range(rounds):
+            alone.append(asyncio.run(service_alone(tee, ALONE, clients))[0])
+            rate, quotes = asyncio.run(service_alone(tee, BATCHED, clients))
             batched.append(rate)
         row(table, f"the service alone ({quotes} quotes with batching)", alone, batched, [])
         servers = {mode: start(directory, mode) for mode in ("alone", "batched")}
@@ -166,11 +159,9 @@ def main() -> None:
             for verify in (False, True):
                 rates: dict[str, list[float]] = {"alone": [], "batched": []}
                 waits: list[float] = []
-                for _ in range(options.rounds):
+                for _ in range(rounds):
                     for mode, (_, url) in servers.items():
-                        rate, seconds = asyncio.run(
-                            over_http(url, policy, now, options.clients, verify=verify)
-                        )
+                        rate, seconds = asyncio.run(over_http(url, policy, now, clients, verify=verify))
                         rates[mode].append(rate)
                         if mode == "batched":
                             waits += seconds
@@ -180,7 +171,7 @@ def main() -> None:
             for process, _ in servers.values():
                 process.terminate()
                 process.wait()
-    Console().print(table)
+    return Result(title="Attestation under load", text=about(__doc__), tables=(of_rich(table),))
 
 
 def row(table: Table, name: str, alone: list[float], batched: list[float], waits: list[float]) -> None:
@@ -193,6 +184,15 @@ def row(table: Table, name: str, alone: list[float], batched: list[float], waits
         f"{statistics.median(waits) * 1000:.0f} ms" if waits else "",
         f"{max(waits) * 1000:.0f} ms" if waits else "",
     )
+
+
+def main() -> None:
+    """The server's process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--serve", choices=("batched", "alone"))
+    parser.add_argument("--platform", type=Path)
+    options = parser.parse_args()
+    serve(options.platform, options.serve)
 
 
 if __name__ == "__main__":
