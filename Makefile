@@ -1,7 +1,7 @@
 # make demo   a sealed question to a sealed model, as separate processes on this machine
 # make test   everything that CI runs: lint, types, layers, unit, property, vectors, contracts, scenarios
 # make test-browser   other people's packages in a real Chromium ask our gateway; slow lane, not part of make test
-# make bench  what verification costs, attestation under load, sealed against plain, the key broker; each in one run
+# make bench  the scoreboard: every figure of docs/benchmarks/, written by the run; SECTION=figure6 one section, QUICK=1 a short pass
 # make fuzz   the properties and parsers with many more examples (EXAMPLES=5000), bounded to half an hour
 # Each does its own set-up, and is quick the second time.
 
@@ -51,10 +51,7 @@ test-browser: $(VENV)/.browser-ready
 	@$(BIN)/pytest tests/browser -m browser $(PYTEST_ARGS)
 
 bench: $(VENV)/.test-ready
-	@$(BIN)/python benchmarks/verification.py
-	@$(BIN)/python benchmarks/attestation_load.py
-	@$(BIN)/python benchmarks/sealed_vs_plain.py
-	@$(BIN)/python benchmarks/key_broker.py
+	@$(BIN)/python -m benchmarks.scoreboard $(SECTION) $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(MODELS),--models $(MODELS))
 
 fuzz: $(VENV)/.test-ready
 	@CLOISTER_EXAMPLES=$(EXAMPLES) timeout 1800 $(BIN)/pytest tests/property tests/unit tests/vectors --timeout 1800 -m "not npm" $(PYTEST_ARGS)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up a fresh Debian machine for `make demo`, `make test` or `make test-browser`: virtual environment, Python
 # packages, and as root what the tests drive from outside (Node for the npm packages; for the browser lane Chromium,
-# too; for the attesters' tests a software TPM and FUSE; for the broker's a software HSM and PostgreSQL). Idempotent; quick the second time.
+# too; for the attesters' tests a software TPM and FUSE; gocryptfs to be measured against; for the broker's a software HSM and PostgreSQL). Idempotent; quick the second time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lane=${1:?usage: scripts/setup.sh demo|test|browser}
@@ -62,14 +62,14 @@ say "installing Python packages ($lane) into $venv; minutes the first time on a 
 if [ "$lane" != demo ]; then
   # Exactly this build of torch, before anything that could pull another.
   "$venv/bin/python" -m pip install -q "torch==2.13.0" numpy
-  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,broker,postgres,hsm,kmip,vault,aws,azure,gcp,httpx,nvidia,train]' --group dev
+  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,broker,run,postgres,hsm,kmip,vault,aws,azure,gcp,httpx,nvidia,train,torch,openvino,optimize]' --group dev
   if ! { command -v node && command -v npm; } >/dev/null && ! apt_install nodejs npm; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
   fi
   if ! { command -v swtpm && command -v swtpm_setup && command -v tpm2_readpublic &&
-    command -v certtool && command -v fusermount3; } >/dev/null &&
-    ! apt_install --no-install-recommends swtpm swtpm-tools tpm2-tools gnutls-bin fuse3; then
+    command -v certtool && command -v fusermount3 && command -v gocryptfs; } >/dev/null &&
+    ! apt_install --no-install-recommends swtpm swtpm-tools tpm2-tools gnutls-bin fuse3 gocryptfs; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
   fi
@@ -83,7 +83,7 @@ if [ "$lane" != demo ]; then
     say "going on without: the tests that need it are skipped"
   fi
 else
-  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[inference,broker]' --group demo
+  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[inference,broker,run]' --group demo
 fi
 echo "$here" >"$venv/.made-at"
 touch "$venv/.$lane-ready"

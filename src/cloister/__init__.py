@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cloister.channel.manifest_anchor import ManifestAnchor
     from cloister.channel.transport import AsyncSealedClient, SealedClient, connect, connect_async
     from cloister.errors import CloisterError
+    from cloister.inference.lowbit.optimisation import optimize
 
 __all__ = [
     "AsyncSealedClient",
@@ -26,6 +27,7 @@ __all__ = [
     "connect",
     "connect_async",
     "load_policy",
+    "optimize",
     "read_policy",
 ]
 
@@ -39,6 +41,7 @@ _HOMES = {
     "connect": "cloister.channel.transport",
     "connect_async": "cloister.channel.transport",
     "load_policy": "cloister.appraisal.policy",
+    "optimize": "cloister.inference.lowbit.optimisation",
     "read_policy": "cloister.appraisal.policy",
 }
 

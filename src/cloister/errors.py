@@ -155,6 +155,10 @@ class WrongKey(SealingError):
     """The key at hand does not unwrap this file's data key."""
 
 
+class RolledBack(SealingError):
+    """Genuine, and older than what is known to exist: an old copy was put in its place."""
+
+
 class KeyUnavailable(SealingError):
     """No key source answers for this key URI."""
 
@@ -253,3 +257,16 @@ class InferenceError(CloisterError):
 
     layer = "inference"
     exit_code = EXIT_INTERNAL
+
+
+class WorkloadError(CloisterError):
+    """The program could not be given what it was promised: a mount, a key, an identity."""
+
+    layer = "workload"
+    exit_code = EXIT_INTERNAL
+
+
+class IsolationRefused(WorkloadError):
+    """This machine cannot isolate the program as its configuration demands: it was not started."""
+
+    exit_code = EXIT_POLICY

@@ -11,7 +11,8 @@ import gguf
 import pytest
 
 from cloister.inference.demo_model import demo_model
-from cloister.inference.engines import Engine, open_engine
+from cloister.inference.engines import Engine
+from opened_engine import engine_on
 
 CARD = (demo_model().parent / "MODEL_CARD.md").read_text()
 ANSWERS = {
@@ -24,7 +25,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return open_engine("llamacpp", demo_model(), context_length=512, slots=1)
+    return engine_on(demo_model())
 
 
 def test_the_model_has_the_size_and_shape_that_it_should() -> None:

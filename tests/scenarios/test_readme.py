@@ -87,9 +87,53 @@ def test_the_readme_leads_from_nothing_to_an_answer(tmp_path: Path) -> None:
         assert checked.returncode == 0, checked.stderr
         assert "accepted" in checked.stdout.lower()
         assert (tmp_path / "report.html").stat().st_size > 1000
+        program = next(block for block in _blocks("console") if "cloister run" in block)
+        ran = subprocess.run(
+            ["bash", "-e", "-c", program.replace("8100", str(broker))],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert re.search(r"^[0-9a-f]{64}  /models/demo/\S+\.gguf$", ran.stdout, re.M)
+        assert not Path("/models/demo").exists()
     except AssertionError:
         print((tmp_path / "log").read_text())
         raise
     finally:
         os.killpg(shell.pid, signal.SIGTERM)
         shell.wait(20)
+
+
+def test_the_readme_s_model_in_few_bits_answers(tmp_path: Path) -> None:
+    from llama_models import write_llama
+
+    write_llama(tmp_path / "llama")
+    python = next(block for block in _blocks("python") if "load_in_low_bit" in block)
+    asked = python + "\nimport torch\nprint(model.generate(torch.tensor([[1]]), max_new_tokens=4).shape[1])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", asked], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["5"]
+
+
+def test_a_transformers_model_is_made_fast_as_the_how_to_says(tmp_path: Path) -> None:
+    from llama_models import write_llama
+
+    write_llama(tmp_path / "llama")
+    page = (PROJECT / "docs" / "how-to" / "transformers-models.md").read_text()
+    program = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "llama.int4").is_dir()

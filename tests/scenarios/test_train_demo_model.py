@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.inference.engines import open_engine
+from opened_engine import engine_on
 from shared_data import SHARED, data
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_demo_model.py"
@@ -49,7 +49,7 @@ def test_training_goes_on_where_it_stopped_and_exports_a_model_that_answers(tmp_
     assert (tmp_path / "checkpoint.pt").stat().st_mtime_ns > before
     exported = _script(tmp_path, "export", shared=shared)
     assert exported.returncode == 0, exported.stderr
-    engine = open_engine("llamacpp", tmp_path / "model.gguf", context_length=128, slots=1)
+    engine = engine_on(tmp_path / "model.gguf", context_length=128)
     chunks: list[object] = []
     request = {"messages": [{"role": "user", "content": "What is asthma?"}], "max_tokens": 4}
     engine.generate("chat", request, lambda chunk: bool(chunks.append(chunk)))

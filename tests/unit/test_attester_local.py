@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.attester.firmware_log import trim
+from cloister.attester.launch import host_data
 from cloister.attester.local import ASKED, COVERED, LOUD, Places, find_machine, looked_for, open_attester
 from cloister.attester.simulated import SimulatedPlatform
 from cloister.errors import AttesterError
@@ -148,3 +149,41 @@ def test_any_altered_firmware_table_is_survived(data: st.DataObject) -> None:
         table[data.draw(st.integers(0, len(table) - 1))] = data.draw(st.integers(0, 255))
     with suppress(AttesterError):
         assert bytes(table).startswith(trim(bytes(table)))
+
+
+EVENTS = (*LAUNCH, LaunchEvent(name="cloister.program", payload=b"\x22" * 32))
+HOST_DATA = slice(0xC0, 0xE0)
+"""Of a report (SEV Secure Nested Paging Firmware ABI Specification, table 23)."""
+
+
+def test_an_snp_guest_is_refused_unless_its_host_data_stand_for_this_launch(guest: Mounted) -> None:
+    machine = find_machine(places(guest))
+    assert machine is not None
+    with pytest.raises(AttesterError, match=host_data(EVENTS).hex()) as refused:
+        machine.launch(EVENTS, stated=True)
+    assert "measure run" in str(refused.value)
+
+
+def test_an_snp_guest_that_was_started_for_this_launch_attests(tmp_path: Path) -> None:
+    report = bytearray(vectors("coco-trustee/snp/test-report.bin").read_bytes())
+    report[HOST_DATA] = host_data(EVENTS)
+    (tmp_path / "report.bin").write_bytes(report)
+    (tmp_path / "kernel").mkdir()
+    options = ("--provider", "sev_guest", "--report", str(tmp_path / "report.bin"))
+    with mounted(tmp_path / "kernel", *options) as kernel:
+        machine = find_machine(places(kernel))
+        assert machine is not None
+        assert machine.launch(EVENTS, stated=True).quote(bytes(64)).tee == "snp"
+
+
+def test_azure_s_snp_guests_cannot_state_a_launch(guest: Mounted) -> None:
+    machine = find_machine(places(guest), asked="az-snp-vtpm")
+    assert machine is not None
+    with pytest.raises(AttesterError, match="nothing of a launch"):
+        machine.launch(EVENTS, stated=True)
+
+
+def test_host_data_stand_for_every_event_in_its_order() -> None:
+    assert len(host_data(EVENTS)) == 32
+    assert host_data(EVENTS) != host_data(tuple(reversed(EVENTS)))
+    assert host_data(EVENTS[:1]) != host_data(EVENTS)

@@ -52,6 +52,7 @@ from cloister.evidence.binding import (
     report_data,
 )
 from cloister.evidence.cmw import encode_cmw, parse_cmw
+from left_behind import left_open, open_descriptors
 from ratls_parts import NOW, Clock, honest
 from sealed_service import platform
 from simulated_evidence import LAUNCH
@@ -330,11 +331,6 @@ def test_renewal_goes_on_trying_while_the_quoting_service_is_down(caplog: pytest
     assert sum("was not renewed" in record.message for record in caplog.records) == 2
 
 
-def descriptors() -> set[int]:
-    """Those that are open; the one that lists them is closed again, and is not among them."""
-    return {number for number in range(256) if Path(f"/proc/self/fd/{number}").exists()}
-
-
 def test_keys_for_tls_pass_through_memory_that_only_their_owner_may_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -345,12 +341,12 @@ def test_keys_for_tls_pass_through_memory_that_only_their_owner_may_read(
         mode = Path(path).stat().st_mode
         seen.append((str(Path(path).readlink()), stat.S_IMODE(mode)))
 
-    before = descriptors()
+    before = open_descriptors()
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", noted)
     server = parts.attested()
     load_chain(context, (server.certificate,), server.key)
     assert seen == [("/memfd:cloister-tls (deleted)", 0o600)]
-    assert descriptors() == before
+    assert not left_open(before)
 
 
 def test_a_certificate_of_another_key_is_refused_before_it_is_shown() -> None:

@@ -19,9 +19,10 @@ NAMES = [
     "connect",
     "connect_async",
     "load_policy",
+    "optimize",
     "read_policy",
 ]
-HEAVY = ("httpx2", "httpx", "dcap_qvl", "cryptography", "msgspec", "starlette", "asyncio", "openai")
+HEAVY = ("httpx2", "httpx", "dcap_qvl", "cryptography", "msgspec", "starlette", "asyncio", "openai", "torch")
 
 
 def run(code: str) -> str:

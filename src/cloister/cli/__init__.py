@@ -18,6 +18,7 @@ import typer
 
 from cloister.cli import (
     audit,
+    bench,
     broker,
     doctor,
     endorsements,
@@ -25,9 +26,14 @@ from cloister.cli import (
     keys,
     manifest,
     measure,
+    mount,
+    optimize,
     owner,
     policy,
+    reseal,
+    run,
     seal,
+    sealed,
     serve,
     simulate,
     token,
@@ -49,6 +55,10 @@ _EXTRAS = {
     "psycopg": "postgres",
     "pkcs11": "hsm",
     "kmip": "kmip",
+    "fsspec": "run",
+    "numpy": "optimize",
+    "tokenizers": "optimize",
+    "wrapt": "run",
 }
 """Which extra brings a package that a plain installation lacks."""
 
@@ -81,10 +91,18 @@ def build() -> typer.Typer:
     )
     app.callback()(_options)
     app.command("serve")(serve.command)
+    # What follows the program's name is the program's, with or without `--`.
+    app.command("run", context_settings={"allow_interspersed_args": False})(run.command)
+    app.command("optimize")(optimize.command)
     app.command("seal")(seal.command)
     app.command("unseal")(unseal.command)
+    app.command("mount")(mount.command)
+    app.command("reseal")(reseal.command)
+    app.command("ls")(sealed.list_command)
+    app.command("cat")(sealed.cat_command)
     app.command("verify")(verify.command)
     app.command("inspect")(inspect.command)
+    app.command("bench")(bench.command)
     app.command("doctor")(doctor.command)
     app.add_typer(keys.app, name="keys")
     app.add_typer(broker.app, name="broker")
@@ -103,7 +121,8 @@ def build() -> typer.Typer:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with the exit code of what happened."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in arguments
+    # Behind `--` stands another program's command line.
+    as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
     # Each command that uses the simulated TEE says so in one red line; the library's own warnings would say it thrice.
     logging.getLogger("cloister.attester").setLevel(logging.ERROR)
     try:

@@ -8,19 +8,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloister.cli.serve import (
+from cloister.cli.run import ConfigOption, OptimizeOption, ProgramArgument, configured
+from cloister.cli.run import PrecisionOption as RunPrecisionOption
+from cloister.cli.serve_options import (
+    AdapterFolderOption,
+    AdapterOption,
     ApiKeysOption,
     BrokerPolicyOption,
     ContextOption,
+    DraftOption,
     EngineOption,
     JsonOption,
+    KvCacheOption,
     ModelArgument,
     NameOption,
     NoApiKeysOption,
+    PrecisionOption,
+    PrefixCacheOption,
+    ServeOptions,
     SignersOption,
     SlotsOption,
-    configure,
-    parse_signers,
+    SpeculationOption,
+    UpstreamOption,
+    understood,
 )
 from cloister.cli.serving import SimulatedOption
 from cloister.errors import UsageError
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
     from cloister.evidence.eventlog import LaunchEvent
 
 _TITLE = "Accepts exactly the workload that these options launch; printed by `cloister measure`."
+_SCRIPTS = (".py", ".sh", ".pl", ".rb", ".js")
 app = typer.Typer(
     no_args_is_help=True, help="Print the policy that accepts exactly what you are about to launch."
 )
@@ -46,11 +57,19 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="Write there inste
 
 @app.command("serve")
 def serve(
-    model: ModelArgument,
+    model: ModelArgument = None,
     model_name: NameOption = "",
-    engine: EngineOption = "llamacpp",
+    engine: EngineOption = "auto",
     context: ContextOption = 512,
     slots: SlotsOption = 8,
+    adapter: AdapterOption = None,
+    adapter_folder: AdapterFolderOption = "",
+    precision: PrecisionOption = None,
+    kv_cache: KvCacheOption = None,
+    prefix_cache: PrefixCacheOption = False,
+    speculation: SpeculationOption = None,
+    draft: DraftOption = None,
+    upstream: UpstreamOption = None,
     index_signer: SignersOption = None,
     broker_policy: BrokerPolicyOption = None,
     api_keys: ApiKeysOption = None,
@@ -61,17 +80,30 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """The policy for `cloister serve` with the same options."""
-    from cloister.appraisal.policy import read_policy
     from cloister.inference.configuration import serving_events
-    from cloister.inference.model import find_model
 
-    signers = parse_signers(index_signer)
-    policy = read_policy(broker_policy) if broker_policy else None
-    configuration = configure(
-        model, model_name, engine, context, slots, signers, policy, api_keys, no_api_keys
+    asked = understood(
+        ServeOptions(
+            model=model,
+            model_name=model_name,
+            engine=engine,
+            context=context,
+            slots=slots,
+            adapter=adapter,
+            adapter_folder=adapter_folder,
+            precision=precision,
+            kv_cache=kv_cache,
+            prefix_cache=prefix_cache,
+            speculation=speculation,
+            draft=draft,
+            upstream=upstream,
+            index_signer=index_signer,
+            broker_policy=broker_policy,
+            api_keys=api_keys,
+            no_api_keys=no_api_keys,
+        )
     )
-    source = find_model(model, signers=signers)
-    events = serving_events(configuration, source.digest)
+    events = serving_events(asked.configuration, asked.model_index)
     _write(events, simulated_tee, min_evaluation_number, out, as_json)
 
 
@@ -95,6 +127,40 @@ def broker(
 
     configuration = None if origin is None else owners_configuration(origin)
     _write(broker_events(configuration), simulated_tee, min_evaluation_number, out, as_json)
+
+
+@app.command("run", context_settings={"allow_interspersed_args": False})
+def run(
+    program: ProgramArgument = None,
+    config: ConfigOption = Path("workload.toml"),
+    optimize: OptimizeOption = False,
+    precision: RunPrecisionOption = None,
+    simulated_tee: SimulatedOption = None,
+    min_evaluation_number: MinimumOption = None,
+    host_data: Annotated[
+        bool, typer.Option("--host-data", help="Print the HOST_DATA with which to start an SEV-SNP guest.")
+    ] = False,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The policy for `cloister run` with the same configuration and PROGRAM, in the same folder."""
+    from cloister.attester import launch
+    from cloister.workload.plan import make_plan
+
+    plan = make_plan(configured(config, optimize, precision), program or (), directory=Path.cwd())
+    for path in plan.program.files:
+        typer.echo(f"measured: {path}", err=True)
+    for word in plan.program.argv[1:]:
+        if word.endswith(_SCRIPTS) and not Path(word).exists():
+            typer.echo(f"note: {word} is no file here, so only its name is measured", err=True)
+    if host_data:
+        typer.echo(launch.host_data(plan.events).hex())
+        return
+    _write(plan.events, simulated_tee, min_evaluation_number, out, as_json)
+    if out is not None and not as_json:
+        typer.echo(
+            f"next: `cloister broker policy URI --file {out}` for each of its keys; the rule before is replaced"
+        )
 
 
 def _write(

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from cloister.cli.serve_options import (
+    AdapterFolderOption,
+    AdapterOption,
+    ApiKeysOption,
+    BrokerPolicyOption,
+    ContextOption,
+    DraftOption,
+    EngineOption,
+    JsonOption,
+    KvCacheOption,
+    ModelArgument,
+    NameOption,
+    NoApiKeysOption,
+    PrecisionOption,
+    PrefixCacheOption,
+    ServeOptions,
+    SignersOption,
+    SlotsOption,
+    SpeculationOption,
+    UpstreamOption,
+    understood,
+)
 from cloister.cli.serving import (
     CaFileOption,
     EndorsementsOption,
@@ -19,43 +41,21 @@ from cloister.cli.serving import (
 )
 from cloister.errors import UsageError
 
-if TYPE_CHECKING:
-    from cloister.appraisal.policy import Policy
-    from cloister.inference.configuration import ServeConfiguration
-
-ModelArgument = Annotated[
-    Path, typer.Argument(help="A sealed directory (or, in the clear, a .gguf file).", metavar="MODEL")
-]
-NameOption = Annotated[
-    str, typer.Option("--model-name", help="The name clients ask for; by default the file's or folder's.")
-]
-EngineOption = Annotated[str, typer.Option("--engine", help="Inference engine.")]
-ContextOption = Annotated[
-    int, typer.Option("--context", min=64, help="Tokens per request, prompt and answer.")
-]
-SlotsOption = Annotated[int, typer.Option("--slots", min=1, max=256, help="Requests answered at once.")]
-SignersOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--index-signer", help="Ed25519 public key (hex) whose index signature to believe; repeatable."
-    ),
-]
-BrokerPolicyOption = Annotated[
-    Path | None, typer.Option("--broker-policy", help="Policy by which the key broker is appraised.")
-]
-ApiKeysOption = Annotated[
-    Path | None, typer.Option("--api-keys", help="File with one API key per line (mode 0600).")
-]
-NoApiKeysOption = Annotated[bool, typer.Option("--no-api-keys", help="Answer anybody.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 def command(
-    model: ModelArgument,
+    model: ModelArgument = None,
     model_name: NameOption = "",
-    engine: EngineOption = "llamacpp",
+    engine: EngineOption = "auto",
     context: ContextOption = 512,
     slots: SlotsOption = 8,
+    adapter: AdapterOption = None,
+    adapter_folder: AdapterFolderOption = "",
+    precision: PrecisionOption = None,
+    kv_cache: KvCacheOption = None,
+    prefix_cache: PrefixCacheOption = False,
+    speculation: SpeculationOption = None,
+    draft: DraftOption = None,
+    upstream: UpstreamOption = None,
     index_signer: SignersOption = None,
     broker: Annotated[str | None, typer.Option("--broker", help="URL of the key broker.")] = None,
     broker_policy: BrokerPolicyOption = None,
@@ -67,7 +67,7 @@ def command(
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Engine threads; default: all cores.")
+        int | None, typer.Option("--threads", min=1, help="Engine threads; default: what suits this machine.")
     ] = None,
     manifest: Annotated[
         Path | None,
@@ -91,7 +91,6 @@ def command(
     from cloister.cli.serving import open_tee, run_server, take_port
     from cloister.inference.api_keys import ApiKeys
     from cloister.inference.configuration import serving_events
-    from cloister.inference.model import find_model
     from cloister.inference.workload import start
     from cloister.sealing import KeySource
     from cloister.sealing.key_file import KeyFile
@@ -111,18 +110,38 @@ def command(
         endorsements=endorsements,
         no_endorsements=no_endorsements,
     )
-    signers = parse_signers(index_signer)
-    policy = read_policy(broker_policy) if broker_policy else None
-    configuration = configure(
-        model, model_name, engine, context, slots, signers, policy, api_keys, no_api_keys
+    if upstream is not None:
+        from cloister.inference.engines.upstream_address import check_upstream
+
+        check_upstream(upstream, machine.kind)
+    asked = understood(
+        ServeOptions(
+            model=model,
+            model_name=model_name,
+            engine=engine,
+            context=context,
+            slots=slots,
+            adapter=adapter,
+            adapter_folder=adapter_folder,
+            precision=precision,
+            kv_cache=kv_cache,
+            prefix_cache=prefix_cache,
+            speculation=speculation,
+            draft=draft,
+            upstream=upstream,
+            index_signer=index_signer,
+            broker_policy=broker_policy,
+            api_keys=api_keys,
+            no_api_keys=no_api_keys,
+        )
     )
     accepted = ApiKeys.read(api_keys) if api_keys else ApiKeys.nobody_asks()
     listener = take_port(host, port)
-    source = find_model(model, signers=signers)
-    attester = machine.launch(serving_events(configuration, source.digest))
+    attester = machine.launch(serving_events(asked.configuration, asked.model_index))
     keys: KeySource | None = None
-    if broker and policy:
-        keys = BrokerKeys(broker, policy=policy, attester=attester, devices=machine.devices)
+    if broker and broker_policy:
+        policy = read_policy(broker_policy)
+        keys = BrokerKeys(broker, policy=policy, attester=attester, tee=machine.kind, devices=machine.devices)
     elif key_file:
         keys = KeyFile.load(key_file)
 
@@ -131,10 +150,12 @@ def command(
 
     try:
         workload = start(
-            configuration,
-            model=source,
+            asked.configuration,
+            model=asked.model,
+            draft=asked.draft,
             attester=attester,
             devices=machine.devices,
+            adapter=asked.adapter,
             keys=keys,
             api_keys=accepted,
             threads=threads,
@@ -183,43 +204,3 @@ def shown_manifest(path: Path) -> Callable[[], bytes | None]:
         return newest[1]
 
     return show
-
-
-def parse_signers(index_signer: list[str] | None) -> frozenset[bytes]:
-    """Public keys from the command line. Raises :class:`UsageError`."""
-    from cloister.encoding import from_hex
-    from cloister.errors import FormatError
-
-    try:
-        return frozenset(from_hex(text, 32, what="--index-signer") for text in index_signer or ())
-    except FormatError as error:
-        raise UsageError(
-            error.what, todo="`cloister keys show FILE` prints it, FILE being the owner's signing key"
-        ) from None
-
-
-def configure(
-    model: Path,
-    model_name: str,
-    engine: str,
-    context: int,
-    slots: int,
-    signers: frozenset[bytes],
-    broker_policy: Policy | None,
-    api_keys: Path | None,
-    no_api_keys: bool,
-) -> ServeConfiguration:
-    """The measured configuration that these options mean; `serve` and `measure serve` share it."""
-    from cloister.inference.configuration import ServeConfiguration
-
-    if (api_keys is None) == (not no_api_keys):
-        raise UsageError("say who may ask", todo="pass --api-keys FILE, or --no-api-keys to answer anybody")
-    return ServeConfiguration(
-        model_name=model_name or model.name.removesuffix(".gguf").removesuffix(".sealed"),
-        engine=engine,
-        context_length=context,
-        slots=slots,
-        index_signers=tuple(sorted(key.hex() for key in signers)),
-        broker_policy=broker_policy.digest if broker_policy else None,
-        api_keys_required=not no_api_keys,
-    )

@@ -60,6 +60,7 @@ class Tee:
     """A TEE to launch in, before anything is measured."""
 
     launch: Callable[[Sequence[LaunchEvent]], Attester]
+    kind: TeeKind
     devices: DeviceAttester | None = None
 
 
@@ -72,8 +73,9 @@ def open_tee(
     no_endorsements: bool = False,
     endorsements: Path | None = None,
     gpus: bool = False,
+    stated: bool = False,
 ) -> Tee:
-    """The simulated TEE in that directory, or this machine's own.
+    """The simulated TEE in that directory, or this machine's own; ``stated`` as in ``Machine.launch``.
 
     Raises :class:`UsageError` where there is none or the options cannot be meant,
     :class:`~cloister.errors.AttesterError` where it does not work.
@@ -85,7 +87,7 @@ def open_tee(
                 todo="hardware and simulation are never mixed",
             )
         platform = open_platform(simulated)
-        return Tee(lambda events: platform.tee("tdx", launch=events))
+        return Tee(lambda events: platform.tee("tdx", launch=events), "tdx")
     machine = open_machine(asked)
     carried = _read_endorsements(endorsements)
 
@@ -93,7 +95,9 @@ def open_tee(
 
     devices: DeviceAttester | None = NvmlAttester() if gpus else None
     if no_endorsements:
-        return Tee(lambda events: machine.launch(events, endorsements=carried), devices)
+        return Tee(
+            lambda events: machine.launch(events, endorsements=carried, stated=stated), machine.tee, devices
+        )
 
     from cloister.attester.endorsed import EndorsedAttester, EndorsedDeviceAttester
     from cloister.attester.probes import trusting
@@ -103,11 +107,12 @@ def open_tee(
     fetcher = Fetcher(services=Services(intel=pccs or INTEL_PCS), transport=trusting(ca_file))
 
     def launch(events: Sequence[LaunchEvent]) -> Attester:
-        attester = machine.launch(events, endorsements=carried)
+        attester = machine.launch(events, endorsements=carried, stated=stated)
         # A TPM's are of its enrolment, and what an operator gave is not replaced.
         return attester if carried or machine.tee == "tpm" else EndorsedAttester(attester, fetcher, time.time)
 
-    return Tee(launch, EndorsedDeviceAttester(devices, fetcher, time.time) if devices else None)
+    endorsed = EndorsedDeviceAttester(devices, fetcher, time.time) if devices else None
+    return Tee(launch, machine.tee, endorsed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +228,8 @@ def run_server(app: Any, taken: socket.socket, *, name: str, as_json: bool) -> N
 
     import uvicorn
 
+    from cloister.cli.http_protocol import MAX_HEAD, http_protocol
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are in this memory: no image of it is written
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -241,9 +248,10 @@ def run_server(app: Any, taken: socket.socket, *, name: str, as_json: bool) -> N
         lifespan="on",
         server_header=False,
         date_header=False,
+        http=http_protocol(),
         timeout_graceful_shutdown=5,
         timeout_keep_alive=65,  # a client that is slow must not send into a connection that is just being closed
-        h11_max_incomplete_event_size=64 * 1024,
+        h11_max_incomplete_event_size=MAX_HEAD,
     )
     server = _AnnouncingServer(config, ready)
     server.run(sockets=[taken])

@@ -1,4 +1,4 @@
-"""``cloister unseal``: an owner opens a sealed directory with the owner's own copy of the key."""
+"""``cloister unseal``: an owner opens what is sealed with the owner's own copy of the key."""
 
 from __future__ import annotations
 
@@ -7,54 +7,70 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from cloister.cli.sealed_options import (
+    JsonOption,
+    KeyFileOption,
+    KeyOption,
+    SealedArgument,
+    SignersOption,
+    VersionOption,
+    WorkersOption,
+)
+
 
 def command(
-    directory: Annotated[Path, typer.Argument(help="The sealed directory.", metavar="DIR")],
-    key_file: Annotated[Path, typer.Option("--key-file", help="Your copy of the key.")],
-    signer: Annotated[
-        list[str], typer.Option("--signer", help="Public key that may have signed, hexadecimal; repeatable.")
+    sealed: SealedArgument,
+    key_file: KeyFileOption,
+    out: Annotated[
+        Path, typer.Option("--out", help="New folder for the files in the clear; of a file the file.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="New folder for the files in the clear.")],
-    key: Annotated[
-        str | None, typer.Option("--key", help="Use the key file for this URI only.", metavar="URI")
-    ] = None,
-    minimum_version: Annotated[int, typer.Option(min=1, help="Refuse older versions of the tree.")] = 1,
-    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Threads; one for each CPU.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    signer: SignersOption = None,
+    key: KeyOption = None,
+    minimum_version: VersionOption = 1,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Unseal a directory: verify its signed index and every byte, then write the files in the clear."""
+    """Unseal a directory, a tree or a file: verify its signed index and every byte, then write it in the clear."""
+    from cloister.cli.sealed_options import accepted_signers, counted, key_at_hand, kind_of, refuse_pointless
     from cloister.cli.sealing_progress import progress_bar
-    from cloister.encoding import from_hex
-    from cloister.errors import FormatError, UsageError
-    from cloister.sealing.directory import unseal_directory
-    from cloister.sealing.index import open_index
-    from cloister.sealing.key_file import KeyFile
 
-    try:
-        signers = [from_hex(text, 32, what="--signer") for text in signer]
-    except FormatError as error:
-        raise UsageError(error.what, todo="copy it from `cloister keys show`") from None
-    index = open_index(directory, signers=signers, minimum_version=minimum_version)
-    keys = KeyFile.load(key_file, key)
+    kind = kind_of(sealed)
+    refuse_pointless(kind, signer, minimum_version)
+    facts: dict[str, Any] = {"out": str(out)}
+    version = ""
     with _ended_like_ctrl_c(), progress_bar("unsealing", quiet=as_json) as progress:
-        unseal_directory(directory, index, keys, out, workers=workers, progress=progress)
-    outcome = {
-        "out": str(out),
-        "files": len(index.files),
-        "bytes": index.size,
-        "version": index.version,
-        "index_digest": index.digest.hex(),
-        "signer": index.signer.hex(),
-    }
-    if as_json:
-        typer.echo(json.dumps(outcome))
-        return
-    files = "1 file" if len(index.files) == 1 else f"{len(index.files)} files"
-    typer.echo(f"unsealed {files}, {index.size:,} bytes, into {out} (version {index.version})")
+        if kind == "tree":
+            from cloister.cli.sealed_tree import unseal_tree
+
+            keys = key_at_hand(key_file, key)
+            files, size, head = unseal_tree(sealed, keys, minimum_version, out, progress=progress)
+            facts |= head
+            version = f" (version {head['version']})"
+        elif kind == "file":
+            from cloister.cli.sealed_stream import unseal_to_file
+
+            keys = key_at_hand(key_file, key)
+            files, size = 1, unseal_to_file(sealed, out, keys, workers=workers, progress=progress)
+        else:
+            from cloister.sealing.directory import unseal_directory
+            from cloister.sealing.index import open_index
+
+            index = open_index(sealed, signers=accepted_signers(signer), minimum_version=minimum_version)
+            keys = key_at_hand(key_file, key)
+            unseal_directory(sealed, index, keys, out, workers=workers, progress=progress)
+            files, size, version = len(index.files), index.size, f" (version {index.version})"
+            facts |= {
+                "version": index.version,
+                "index_digest": index.digest.hex(),
+                "signer": index.signer.hex(),
+            }
+    facts |= {"files": files, "bytes": size, **progress.facts()}
+    line = f"unsealed {counted(files)}, {size:,} bytes, into {out}{version}: {progress}"
+    typer.echo(json.dumps(facts) if as_json else line)
 
 
 @contextlib.contextmanager

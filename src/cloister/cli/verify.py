@@ -1,4 +1,4 @@
-"""`cloister verify`: is this evidence genuine, and is it what a policy asks for?
+"""`cloister verify`: is this evidence genuine, and is it what a policy asks for? Of what is sealed: sealed_verify.py.
 
 FILE is any format that evidence/recognise.py knows, told by its content; a URL is a Cloister service, which is asked
 over a fresh nonce. Exit codes: 0 genuine or accepted, 3 not genuine, 5 genuine but against the policy, 4 a network
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloister.cli.sealed_options import KeyFileIfAnyOption, KeyOption, SignersOption, VersionOption
 from cloister.errors import PolicyError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 FileArgument = Annotated[
     str,
     typer.Argument(
-        metavar="FILE|URL", help="Evidence, told by its content; - for standard input; or a service."
+        metavar="FILE|URL|SEALED",
+        help="Evidence, told by its content; - for standard input; a service; or what is sealed.",
     ),
 ]
 PolicyOption = Annotated[Path | None, typer.Option("--policy", help="The appraisal policy (TOML).")]
@@ -79,9 +81,32 @@ def command(
     pccs: PccsOption = None,
     cache: CacheOption = None,
     ear: EarOption = None,
+    signer: SignersOption = None,
+    key_file: KeyFileIfAnyOption = None,
+    key: KeyOption = None,
+    minimum_version: VersionOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify evidence: a table of numbered checks, what it says, and what to do about a failure."""
+    """Verify evidence: a table of numbered checks, what it says, and what to do about a failure.
+
+    Or what is sealed: of a sealed directory its signature, files and digests; with --key-file every segment.
+    """
+    from cloister.cli.sealed_verify import is_sealed, verify_sealed
+
+    if is_sealed(source):
+        if any((policy, endorsements, event_log, nonce, at, html, offline, pccs, cache, ear)):
+            raise UsageError("what is sealed is no evidence", todo="give --signer and --key-file only")
+        verify_sealed(
+            Path(source),
+            signer=signer,
+            key_file=key_file,
+            key=key,
+            minimum_version=minimum_version,
+            as_json=as_json,
+        )
+        return
+    if signer or key_file or key or minimum_version > 1:
+        raise UsageError("evidence has no signer or key of its own to give", todo="is it a sealed directory?")
     from cloister.appraisal.asked import Asked
     from cloister.appraisal.examination import examine
     from cloister.appraisal.given import gather

@@ -1,0 +1,101 @@
+"""The how-tos for "my model", "my data set", "my training script" and "my FastAPI app" work as they stand there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_models import write_llama
+from training_data import CANARY, write_answers, write_claims
+from training_site import ISOLATION, PROJECT, TRAINING, assert_nothing_plain
+
+PAGES = PROJECT / "docs" / "how-to"
+PORTS = ("8000", "8090", "8100", "8443")
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def follow(page: str, folder: Path) -> str:
+    """Do what the page says, in ``folder``, on ports and paths that are free here; all that was said."""
+    text = (PAGES / page).read_text()
+    for port in PORTS:
+        text = re.sub(rf"(?<=[^0-9]){port}(?=[^0-9])", _free_port(), text)
+    text = re.sub(r"(?<=[ \"])/workload/", f"{folder}/workload/", text)
+    text = text.replace("[network]\n", f"{ISOLATION}\n[network]\n")
+    script = ["set -euo pipefail"]
+    for language, block in re.findall(r"```(console|python)\n(.*?)```", text, re.DOTALL):
+        script.append(block if language == "console" else f"python <<'END-OF-BLOCK'\n{block}END-OF-BLOCK")
+    script.append("echo THE-END")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with (folder / "log").open("w+") as log:
+        shell = subprocess.Popen(
+            ["bash", "-c", "\n".join(script)],
+            cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            shell.wait(110)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # nothing was left running
+                os.killpg(shell.pid, signal.SIGKILL)
+        log.seek(0)
+        said = log.read()
+    assert "THE-END" in said, said[-4000:]
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_my_model_is_sealed_served_and_answers(folder: Path) -> None:
+    said = follow("my-model.md", folder)
+    assert len(said.split("THE-END")[0].splitlines()[-1]) > 20
+    assert not list(folder.rglob("*.gguf"))
+
+
+def test_my_training_script_trains_on_what_is_sealed_and_leaves_nothing_in_the_clear(folder: Path) -> None:
+    write_llama(folder / "llama")
+    write_answers(folder / "answers", 40)
+    shutil.copy(TRAINING / "finetune_lora.py", folder)
+    assert "done: step 8" in follow("my-training-script.md", folder)
+    assert_nothing_plain(
+        folder / "finetuned.tree", CANARY.encode(), b"adapter_config", b"lora_A", b"trainer_state"
+    )
+
+
+def test_my_data_set_is_read_by_the_program_that_was_measured(folder: Path) -> None:
+    write_claims(folder / "insurance", 1000)
+    shutil.copy(TRAINING / "claims_report.py", folder)
+    assert "1000 claims" in follow("my-data-set.md", folder)
+    assert_nothing_plain(
+        folder / "report.tree", CANARY.encode(), b"report.sqlite", b"SQLite format", b"2026-01"
+    )
+
+
+def test_my_fastapi_app_answers_attested_workloads_and_nobody_else(folder: Path) -> None:
+    (folder / "report").mkdir()
+    database = sqlite3.connect(folder / "report" / "report.sqlite")
+    database.execute("CREATE TABLE report (region TEXT, month TEXT, claims INTEGER, paid REAL)")
+    database.executemany("INSERT INTO report VALUES (?, '2026-01', 3, 12.5)", [("north",), (CANARY,)])
+    database.commit()
+    database.close()
+    shutil.copytree(PROJECT / "examples" / "fastapi_app", folder / "app")
+    said = follow("my-fastapi-app.md", folder)
+    assert f'["north","{CANARY}"]' in said
+    assert_nothing_plain(folder / "report.sealed", CANARY.encode(), b"SQLite format")
