@@ -113,7 +113,7 @@ def opened(path: Path, one: Configuration, tokenizer: object) -> Iterator[NextTo
 
             yield TransformersNext(load(model, precision=settings.precision, adapter=None).model)
             return
-        from cloister.inference.engines.torch_text import Texts  # noqa: PLC0415 -- tokenizers
+        from cloister.inference.engines.answer_text import Texts  # noqa: PLC0415 -- tokenizers
 
         engine = open_engine(name, model, settings)
     try:

@@ -89,6 +89,10 @@ def overloaded(retry_after: int) -> RequestRefused:
     )
 
 
+def shutting_down() -> RequestRefused:
+    return RequestRefused("The engine is shutting down", status=503, code="overloaded")
+
+
 def key_waits_too_much(retry_after: int) -> RequestRefused:
     return RequestRefused(
         f"Too many requests of this API key are waiting; try again in {retry_after} s",

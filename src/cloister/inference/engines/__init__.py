@@ -28,6 +28,9 @@ BUILT_IN: Final = tuple(
 )
 AUTO: Final = "auto"
 """Not an engine: what to name it by is found out before anything is measured."""
+MAX_SLOTS: Final = 64
+MAX_CONTEXT: Final = 1 << 20
+MAX_THREADS: Final = 1024
 _EXTRAS: Final = {"llamacpp": "inference", "openvino": "openvino", "torch": "torch"}
 
 Kind = Literal["chat", "text"]
@@ -159,6 +162,18 @@ def engine_entry_points() -> Mapping[str, EntryPoint]:
 def usual_engine(kind: ModelKind) -> str:
     """What :data:`AUTO` stands for where nobody measured: the same on every machine, since it is measured."""
     return {"gguf": "llamacpp", "huggingface": "torch", "openvino": "openvino"}[kind]
+
+
+def check_bounds(settings: EngineSettings, *, slots: int = MAX_SLOTS) -> None:
+    """Raise :class:`UsageError` for numbers that no engine computes with; ``slots`` is the most that this one has."""
+    if not 1 <= settings.slots <= slots:
+        raise UsageError(f"{settings.slots} slots: between 1 and {slots} are served")
+    if not 16 <= settings.context_length <= MAX_CONTEXT:
+        raise UsageError(
+            f"a context of {settings.context_length} tokens: between 16 and {MAX_CONTEXT} are served"
+        )
+    if settings.threads is not None and not 1 <= settings.threads <= MAX_THREADS:
+        raise UsageError(f"{settings.threads} threads: between 1 and {MAX_THREADS} compute")
 
 
 def refuse(engine: str, lacking: Mapping[str, bool]) -> None:

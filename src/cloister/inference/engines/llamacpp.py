@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from cloister.errors import InferenceError, UsageError
-from cloister.inference.api_errors import RequestRefused, engine_refusal
+from cloister.inference.api_errors import RequestRefused, engine_refusal, shutting_down
 from cloister.inference.engines import EngineSettings, EngineStats, Kind, Sink
 from cloister.inference.engines.llamacpp_draft import checked_draft
 from cloister.inference.engines.llamacpp_parameters import (
@@ -276,7 +276,7 @@ class LlamaCppEngine:
         with self._change:
             server = self._server
             if server is None:
-                raise RequestRefused("The engine is shutting down", status=503, code="overloaded")
+                raise shutting_down()
             self._running += 1
         try:
             yield server

@@ -9,10 +9,8 @@ import os
 from typing import Any, Final
 
 from cloister.errors import UsageError
-from cloister.inference.engines import EngineSettings, KvCache, Speculation, refuse
+from cloister.inference.engines import EngineSettings, KvCache, Speculation, check_bounds, refuse
 
-MAX_SLOTS: Final = 64
-MAX_CONTEXT: Final = 1 << 20
 MAX_BATCH: Final = 2048
 """Tokens computed in one go. An embedding's input has to fit, so it follows the context up to here."""
 MIN_BATCH: Final = 512
@@ -35,13 +33,7 @@ def default_threads() -> int:
 
 def check_settings(settings: EngineSettings) -> None:
     """Raise :class:`UsageError` for sizes that are not served, and settings that contradict each other."""
-    slots, context_length, threads = settings.slots, settings.context_length, settings.threads
-    if not 1 <= slots <= MAX_SLOTS:
-        raise UsageError(f"{slots} slots: between 1 and {MAX_SLOTS} are served")
-    if not 16 <= context_length <= MAX_CONTEXT:
-        raise UsageError(f"a context of {context_length} tokens: between 16 and {MAX_CONTEXT} are served")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise UsageError(f"{threads} threads: between 1 and 1024 compute")
+    check_bounds(settings)
     if settings.prefill_chunk is not None and not 1 <= settings.prefill_chunk <= MAX_BATCH:
         raise UsageError(
             f"pieces of {settings.prefill_chunk} tokens: a prompt is read in between 1 and {MAX_BATCH}"

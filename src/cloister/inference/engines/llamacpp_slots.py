@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from cloister.inference.api_errors import RequestRefused
+from cloister.inference.api_errors import shutting_down
 
 Text = str | Sequence[int]
 """A prompt as it was asked: characters, or tokens."""
@@ -127,7 +127,7 @@ class Slots:
         with self._change:
             self._change.wait_for(lambda: self._closed or any(slot.free for slot in self._slots))
             if self._closed:
-                raise RequestRefused("The engine is shutting down", status=503, code="overloaded")
+                raise shutting_down()
             free = [number for number, slot in enumerate(self._slots) if slot.free]
             own = [n for n in free if tenant is not None and self._slots[n].owner == tenant]
             known = {n: common_length(self._slots[n].text, text) for n in own}

@@ -10,28 +10,21 @@ from __future__ import annotations
 import atexit
 import os
 import queue
-import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from cloister.errors import UsageError
-from cloister.inference.api_errors import RequestRefused
-from cloister.inference.engines import EngineSettings, EngineStats, Kind, Sink, refuse
+from cloister.inference.api_errors import RequestRefused, shutting_down
+from cloister.inference.engines import EngineSettings, EngineStats, Kind, Sink, check_bounds, refuse
+from cloister.inference.engines.in_process import Told, answer, processors, teller, usage_of
 from cloister.inference.model_files import ModelFiles
 
 if TYPE_CHECKING:
-    from cloister.inference.engines.openvino_answers import Choice
+    from cloister.inference.engines.answers import Choice
     from cloister.inference.engines.openvino_model import OpenVinoModel
-    from cloister.inference.engines.openvino_pipeline import Event, Job
+    from cloister.inference.engines.openvino_pipeline import Job
     from cloister.inference.engines.openvino_requests import Ask
-
-MAX_SLOTS: Final = 64
-MAX_CONTEXT: Final = 1 << 20
-ASK_SECONDS: Final = 0.25
-"""How often a request that waits looks whether it is still wanted."""
-_STILL_WORKING: Final[Mapping[str, Any]] = {}
-_OBJECT: Final[Mapping[Kind, str]] = {"chat": "chat.completion.chunk", "text": "text_completion"}
 
 
 class OpenVinoEngine:
@@ -48,10 +41,10 @@ class OpenVinoEngine:
         entropy: Callable[[int], bytes] = os.urandom,
         now: Callable[[], float] = time.time,
     ) -> None:
+        from cloister.inference.engines.answer_text import Texts  # noqa: PLC0415 -- tokenizers
         from cloister.inference.engines.openvino_model import NGRAM  # noqa: PLC0415 -- with OpenVINO
         from cloister.inference.engines.openvino_pipeline import Pipeline  # noqa: PLC0415 -- with OpenVINO
         from cloister.inference.engines.openvino_requests import Asks  # noqa: PLC0415
-        from cloister.inference.engines.torch_text import Texts  # noqa: PLC0415
 
         guesses = NGRAM if settings.speculation == "ngram" else {}
         self.context_length = min(settings.context_length, model.trained_context or settings.context_length)
@@ -74,7 +67,9 @@ class OpenVinoEngine:
             raise UsageError("the engine openvino needs a model", todo="name one")
         from cloister.inference.engines.openvino_model import load  # noqa: PLC0415 -- OpenVINO is heavy
 
-        opened = cls(load(model, settings, threads=settings.threads or default_threads()), settings)
+        # One is left to the server around the engine.
+        threads = settings.threads or max(1, processors() - 1)
+        opened = cls(load(model, settings, threads=threads), settings)
         try:
             # One token shows that the model computes.
             opened.generate("text", {"prompt": [0], "max_tokens": 1, "temperature": 0}, lambda _: False)
@@ -87,17 +82,17 @@ class OpenVinoEngine:
         self, kind: Kind, request: Mapping[str, Any], sink: Sink, *, tenant: bytes | None = None
     ) -> None:
         ask = self._asks.read(kind, request)
-        told: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        told: Told = queue.SimpleQueue()
         choices, jobs = self._prepared(kind, ask, told)
-        head = {
-            "id": f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{secrets.token_hex(16)}",
-            "object": _OBJECT[kind],
-            "created": int(self._now()),
-            "model": "model",
-        }
         try:
-            if self._answered(jobs, choices, told, sink, head):
-                sink({**head, "choices": [], "usage": _usage(ask, choices)})
+            if not self._pipeline.submit(jobs):
+                raise shutting_down()
+            answer(
+                kind, choices, told, sink,
+                created=self._now(),
+                drop=lambda index: self._pipeline.cancel([jobs[index]]),
+                usage=lambda: usage_of(ask.prompts, choices, cached=0),
+            )  # fmt: skip
         finally:
             self._pipeline.cancel(jobs)
 
@@ -113,10 +108,8 @@ class OpenVinoEngine:
         self._schemas.close()
         atexit.unregister(self.close)
 
-    def _prepared(
-        self, kind: Kind, ask: Ask, told: queue.SimpleQueue[tuple[int, Event]]
-    ) -> tuple[list[Choice], list[Job]]:
-        from cloister.inference.engines.openvino_answers import Choice  # noqa: PLC0415 -- as above
+    def _prepared(self, kind: Kind, ask: Ask, told: Told) -> tuple[list[Choice], list[Job]]:
+        from cloister.inference.engines.answers import Choice  # noqa: PLC0415 -- as above
         from cloister.inference.engines.openvino_pipeline import Job  # noqa: PLC0415
 
         choices: list[Choice] = []
@@ -124,68 +117,22 @@ class OpenVinoEngine:
         for prompt in ask.prompts:
             for number in range(ask.choices):
                 index = len(choices)
-                choices.append(Choice(index, ask, kind, self._texts, prompt))
+                choices.append(Choice(index, kind, self._texts, prompt, ask.stops))
                 jobs.append(
                     Job(
                         prompt=prompt,
                         config=self._asks.config(ask, prompt, number, self._entropy),
                         max_tokens=self._asks.room(ask, prompt),
                         ends=self._ends,
-                        tell=_teller(told, index),
+                        logprobs=ask.logprobs,
+                        tell=teller(told, index),
                     )
                 )
         return choices, jobs
 
-    def _answered(
-        self,
-        jobs: Sequence[Job],
-        choices: Sequence[Choice],
-        told: queue.SimpleQueue[tuple[int, Event]],
-        sink: Sink,
-        head: Mapping[str, Any],
-    ) -> bool:
-        """Tell every answer to its end; False where ``sink`` wanted no more."""
-        from cloister.inference.engines.openvino_pipeline import Failed, Token  # noqa: PLC0415 -- as above
-
-        if not self._pipeline.submit(jobs):
-            raise RequestRefused("The engine is shutting down", status=503, code="overloaded")
-        ended: set[int] = set()
-        while len(ended) < len(choices):
-            try:
-                index, event = told.get(timeout=ASK_SECONDS)
-            except queue.Empty:
-                if sink(_STILL_WORKING):
-                    return False
-                continue
-            choice = choices[index]
-            if isinstance(event, Failed):
-                raise event.error
-            if index in ended:
-                continue
-            parts = choice.add(event) if isinstance(event, Token) else choice.end(event)
-            if choice.ended:
-                ended.add(index)
-                self._pipeline.cancel([jobs[index]])
-            for chunk in [{**head, "choices": [part]} for part in parts] or [dict(_STILL_WORKING)]:
-                if sink(chunk):
-                    return False
-        return True
-
-
-def default_threads() -> int:
-    """Processors this process may use, less one for the server around the engine, at least one."""
-    return max(1, len(os.sched_getaffinity(0)) - 1)
-
 
 def _check(settings: EngineSettings) -> None:
-    if not 1 <= settings.slots <= MAX_SLOTS:
-        raise UsageError(f"{settings.slots} slots: between 1 and {MAX_SLOTS} are served")
-    if not 16 <= settings.context_length <= MAX_CONTEXT:
-        raise UsageError(
-            f"a context of {settings.context_length} tokens: between 16 and {MAX_CONTEXT} are served"
-        )
-    if settings.threads is not None and not 1 <= settings.threads <= 1024:
-        raise UsageError(f"{settings.threads} threads: between 1 and 1024 compute")
+    check_bounds(settings)
     refuse(
         "openvino",
         {
@@ -196,18 +143,3 @@ def _check(settings: EngineSettings) -> None:
             "upstream": settings.upstream is not None,
         },
     )
-
-
-def _usage(ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
-    prompt = sum(map(len, ask.prompts))
-    answered = sum(choice.tokens for choice in choices)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": answered,
-        "total_tokens": prompt + answered,
-        "prompt_tokens_details": {"cached_tokens": 0},
-    }
-
-
-def _teller(told: queue.SimpleQueue[tuple[int, Event]], index: int) -> Callable[[Event], None]:
-    return lambda event: told.put((index, event))

@@ -18,6 +18,7 @@ from cloister.errors import InferenceError, UsageError
 from cloister.inference.conversion.gguf import convert_into
 from cloister.inference.conversion.quantisation import Quantisation
 from cloister.inference.engines import EngineSettings, Precision
+from cloister.inference.engines.answer_text import Texts
 from cloister.inference.engines.openvino_gguf import GgufModel
 from cloister.inference.engines.openvino_graph import Tensors, decoder
 from cloister.inference.engines.openvino_import import genai, openvino
@@ -29,7 +30,6 @@ from cloister.inference.engines.openvino_language import (
 )
 from cloister.inference.engines.openvino_schemas import Schemas, SmallestModel
 from cloister.inference.engines.openvino_vocabulary import link_folder, token_table
-from cloister.inference.engines.torch_text import Texts
 from cloister.inference.model_files import ModelFiles
 
 MODEL_NAME: Final = "openvino_model.xml"

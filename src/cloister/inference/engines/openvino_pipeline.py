@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
 from cloister.errors import InferenceError
-from cloister.inference.api_errors import RequestRefused
+from cloister.inference.api_errors import RequestRefused, shutting_down
 from cloister.inference.engines import EngineStats
+from cloister.inference.engines.in_process import Ended, Event, Failed, Token
 from cloister.inference.engines.openvino_import import genai, openvino
 
 CLOSE_SECONDS: Final = 30.0
@@ -31,27 +32,6 @@ _MISSED: Final = 50
 """Looks at a request that is over and has nothing to read, before it counts as broken off."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token of an answer, and its log probability where those were asked for."""
-
-    token: int
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    error: InferenceError
-
-
-Event = Token | Ended | Failed
-
-
 @dataclass(slots=True, eq=False)
 class Job:
     """One answer to be computed."""
@@ -61,6 +41,7 @@ class Job:
     """An ``openvino_genai.GenerationConfig``, whose ``stop_token_ids`` are ``ends``."""
     max_tokens: int
     ends: frozenset[int]
+    logprobs: bool
     tell: Callable[[Event], None]
     """Called on the reading thread, which it must not hold up."""
     handle: Any = None
@@ -145,7 +126,7 @@ class Pipeline:
         """Stop what runs behind its present step, wait for it (bounded), free the model. Idempotent."""
         with self._change:
             self._closed = True
-            refusal = RequestRefused("The engine is shutting down", status=503, code="overloaded")
+            refusal = shutting_down()
             for job in (*self._live, *self._waiting):
                 self._end(job, Failed(refusal))
             self._change.notify_all()
@@ -263,9 +244,9 @@ class Pipeline:
         job.count += 1
         self._completion_tokens += 1
         if token in job.ends:
-            self._end(job, Ended("stop"))
+            self._end(job, Ended("stop", untold=1))
             return
-        job.tell(Token(token, probability))
+        job.tell(Token(token, probability, [(token, probability)]) if job.logprobs else Token(token))
         if job.count >= job.max_tokens:
             self._end(job, Ended("length"))
 

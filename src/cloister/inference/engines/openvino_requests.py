@@ -18,6 +18,15 @@ from cloister.inference.engines import Kind
 from cloister.inference.engines.openvino_import import genai
 from cloister.inference.engines.openvino_model import OpenVinoModel
 from cloister.inference.engines.openvino_schemas import check_keywords
+from cloister.inference.engines.request_parts import (
+    choices,
+    fitting,
+    json_schema,
+    stop_words,
+    template_settings,
+    token_lists,
+    unsupported,
+)
 
 _COMMON: Final = frozenset(
     {
@@ -33,6 +42,7 @@ _FIELDS: Final[Mapping[Kind, frozenset[str]]] = {
     },
     "text": _COMMON | {"prompt", "n_probs"},
 }  # fmt: skip
+ENGINE: Final = "openvino"
 _SEEDS: Final = 1 << 53
 
 
@@ -68,23 +78,19 @@ class Asks:
         """Raises RequestRefused."""
         for name in body:
             if name not in _FIELDS[kind]:
-                raise _unsupported(name)
+                raise unsupported(ENGINE, name)
         if body.get("tool_choice", "none") not in ("none", "auto"):
-            raise _unsupported("tool_choice")
-        choices = int(body.get("n", 1))
-        if choices > self._slots:
-            raise RequestRefused(f"n is over {self._slots}", code="invalid_value", param="n")
+            raise unsupported(ENGINE, "tool_choice")
         sampling = self._sampling(body)
         top = body.get("top_logprobs", 1) if body.get("logprobs") else body.get("n_probs")
         if top is not None and (top > 1 or sampling["do_sample"]):
             name = "top_logprobs over 1" if top > 1 else "logprobs at a temperature over 0"
-            raise _unsupported(name, "top_logprobs" if top > 1 else "logprobs")
-        stops = body.get("stop") or ()
+            raise unsupported(ENGINE, name, "top_logprobs" if top > 1 else "logprobs")
         return Ask(
             prompts=[self._chat(body)] if kind == "chat" else self._texts(body["prompt"]),
-            choices=choices,
+            choices=choices(body, slots=self._slots),
             max_tokens=body.get("max_tokens"),
-            stops=[stops] if isinstance(stops, str) else list(stops),
+            stops=stop_words(body),
             logprobs=top is not None,
             seed=body.get("seed"),
             sampling=sampling,
@@ -118,41 +124,16 @@ class Asks:
         room = self._context_length - len(prompt)
         return min(ask.max_tokens or room, room)
 
-    def _texts(self, texts: Any) -> list[list[int]]:
-        parts = texts if isinstance(texts, list) else [texts]
-        if not parts or isinstance(parts[0], int):
-            parts = [parts]
-        found = []
-        for part in parts:
-            if isinstance(part, str):
-                found.append(self._checked(self._model.tokens(part), "prompt"))
-                continue
-            if not all(isinstance(token, int) and 0 <= token < self._model.vocabulary for token in part):
-                raise RequestRefused(
-                    "prompt has tokens that the model does not know", code="invalid_value", param="prompt"
-                )
-            found.append(self._checked(list(part), "prompt"))
-        return found
+    def _texts(self, texts: Any) -> list[Sequence[int]]:
+        model = self._model
+        return token_lists(
+            texts, "prompt", encode=model.tokens, vocabulary=model.vocabulary, room=self._context_length - 1
+        )
 
-    def _chat(self, body: Mapping[str, Any]) -> list[int]:
-        given: dict[str, Any] = {}
-        if "reasoning_effort" in body:
-            if "reasoning_effort" not in self._model.prompts.source:
-                raise _unsupported("reasoning_effort")
-            given["reasoning_effort"] = body["reasoning_effort"]
+    def _chat(self, body: Mapping[str, Any]) -> Sequence[int]:
+        given = template_settings(body, self._model.prompts.source, engine=ENGINE)
         text = self._model.prompts.text(body["messages"], given)
-        return self._checked(self._model.tokens(text, whole=True), "messages")
-
-    def _checked(self, tokens: list[int], param: str) -> list[int]:
-        if not tokens:
-            raise RequestRefused(f"{param} has no tokens", code="invalid_value", param=param)
-        if len(tokens) >= self._context_length:
-            raise RequestRefused(
-                f"{param} has {len(tokens)} tokens, and {self._context_length - 1} fit",
-                code="context_length_exceeded",
-                param=param,
-            )
-        return tokens
+        return fitting(self._model.tokens(text, whole=True), "messages", room=self._context_length - 1)
 
     def _sampling(self, body: Mapping[str, Any]) -> dict[str, Any]:
         asked = {name: body.get(name, value) for name, value in self._model.defaults.items()}
@@ -178,26 +159,8 @@ class Asks:
 
 
 def _schema(shape: Mapping[str, Any] | None) -> str | None:
-    kind = None if shape is None else shape.get("type")
-    if shape is None or kind == "text":
+    schema = json_schema(shape)
+    if schema is None:
         return None
-    schema: Any = shape.get("schema") or {"type": "object"}
-    if kind == "json_schema":
-        named = shape.get("json_schema")
-        schema = named.get("schema") if isinstance(named, Mapping) else None
-    elif kind != "json_object":
-        schema = None
-    if not isinstance(schema, Mapping):
-        raise RequestRefused(
-            "response_format is none of text, json_object and json_schema with a schema",
-            code="invalid_value",
-            param="response_format",
-        )
     check_keywords(schema)
     return msgspec.json.encode(schema).decode()
-
-
-def _unsupported(what: str, param: str | None = None) -> RequestRefused:
-    return RequestRefused(
-        f"The engine openvino does not support {what}", code="unsupported", param=param or what
-    )

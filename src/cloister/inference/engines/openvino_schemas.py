@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from cloister.inference.api_errors import RequestRefused
+from cloister.inference.api_errors import RequestRefused, shutting_down
 from cloister.inference.engines.openvino_gguf import Layer
 from cloister.inference.engines.openvino_import import genai, openvino
 
@@ -75,7 +75,7 @@ class Schemas:
             if schema in self._known:
                 return
             if self._pipeline is None:
-                raise RequestRefused("The engine is shutting down", status=503, code="overloaded")
+                raise shutting_down()
             try:
                 self._pipeline.generate([tokens], [config])
             except Exception:  # C++ exceptions arrive as many Python types

@@ -12,32 +12,25 @@ import atexit
 import base64
 import os
 import queue
-import secrets
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from cloister.errors import UsageError
-from cloister.inference.api_errors import RequestRefused
-from cloister.inference.engines import EngineSettings, EngineStats, Kind, Sink, refuse
+from cloister.inference.api_errors import shutting_down
+from cloister.inference.engines import EngineSettings, EngineStats, Kind, Sink, check_bounds, refuse
+from cloister.inference.engines.in_process import Failed, Told, answer, processors, teller, usage_of
 from cloister.inference.engines.torch_waiting import Waiting
 from cloister.inference.model_files import ModelFiles
 
 if TYPE_CHECKING:
-    from cloister.inference.engines.torch_answers import Choice
-    from cloister.inference.engines.torch_jobs import Event, Job
+    from cloister.inference.engines.answers import Choice
+    from cloister.inference.engines.torch_jobs import Job
     from cloister.inference.engines.torch_model import TorchModel
     from cloister.inference.engines.torch_requests import Ask
-
-MAX_SLOTS: Final = 64
-MAX_CONTEXT: Final = 1 << 20
-ASK_SECONDS: Final = 0.25
-"""How often a request that waits looks whether it is still wanted."""
-_STILL_WORKING: Final[Mapping[str, Any]] = {}
-_OBJECT: Final[Mapping[Kind, str]] = {"chat": "chat.completion.chunk", "text": "text_completion"}
 
 
 class TorchEngine:
@@ -51,10 +44,10 @@ class TorchEngine:
         entropy: Callable[[int], bytes] = os.urandom,
         now: Callable[[], float] = time.time,
     ) -> None:
+        from cloister.inference.engines.answer_text import Texts  # noqa: PLC0415 -- tokenizers
         from cloister.inference.engines.torch_batch import Batch  # noqa: PLC0415 -- with torch, as in `open`
         from cloister.inference.engines.torch_pace import CHUNK, Pace  # noqa: PLC0415
         from cloister.inference.engines.torch_requests import Asks  # noqa: PLC0415
-        from cloister.inference.engines.torch_text import Texts  # noqa: PLC0415
 
         length = settings.context_length
         self.context_length = min(length, model.trained_context or length)
@@ -66,7 +59,8 @@ class TorchEngine:
         self._ends = model.ends
         self._entropy = entropy
         self._now = now
-        threads = settings.threads or default_threads()
+        # All of them: the server around the engine takes little, and threads wait as it needs.
+        threads = settings.threads or processors()
         self._batch = Batch(
             model,
             rows=self.slots,
@@ -96,28 +90,31 @@ class TorchEngine:
         self, kind: Kind, request: Mapping[str, Any], sink: Sink, *, tenant: bytes | None = None
     ) -> None:
         ask = self._asks.read(kind, request)
-        told: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        told: Told = queue.SimpleQueue()
         choices, jobs = self._prepared(kind, ask, told, tenant)
-        head: dict[str, Any] = {
-            "id": f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{secrets.token_hex(16)}",
-            "object": _OBJECT[kind],
-            "created": int(self._now()),
-            "model": "model",
-        }
+
+        def drop(index: int) -> None:
+            jobs[index].cancelled = True
+
+        def usage() -> Mapping[str, Any]:
+            # Of each prompt once: its first choice reads it for all.
+            cached = sum(job.cached for job in jobs[:: ask.choices])
+            return usage_of(ask.prompts, choices, cached=cached)
+
         try:
-            if self._answered(jobs, choices, told, sink, head):
-                sink(head | {"choices": [], "usage": _usage(ask, choices, jobs)})
+            self._submit(jobs)
+            answer(kind, choices, told, sink, created=self._now(), drop=drop, usage=usage)
         finally:
-            for job in jobs:
-                job.cancelled = True
+            for index in range(len(jobs)):
+                drop(index)
 
     def embed(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        from cloister.inference.engines.torch_jobs import Ended, Failed, Job  # noqa: PLC0415 -- as above
+        from cloister.inference.engines.torch_jobs import Job  # noqa: PLC0415 -- as above
 
         texts = self._asks.tokens(request["input"], "input")
-        told: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        told: Told = queue.SimpleQueue()
         jobs = [
-            Job(prompt=tokens, sampler=None, max_tokens=0, tell=_teller(told, place))
+            Job(prompt=tokens, sampler=None, max_tokens=0, tell=teller(told, place))
             for place, tokens in enumerate(texts)
         ]
         states: dict[int, list[float]] = {}
@@ -127,8 +124,9 @@ class TorchEngine:
                 place, event = told.get()
                 if isinstance(event, Failed):
                     raise event.error
-                if isinstance(event, Ended) and event.state is not None:
-                    states[place] = (event.state / event.state.norm().clamp(min=1e-12)).tolist()
+                state = jobs[place].state
+                if state is not None:
+                    states[place] = (state / state.norm().clamp(min=1e-12)).tolist()
         finally:
             for job in jobs:
                 job.cancelled = True
@@ -153,9 +151,9 @@ class TorchEngine:
         atexit.unregister(self.close)
 
     def _prepared(
-        self, kind: Kind, ask: Ask, told: queue.SimpleQueue[tuple[int, Event]], tenant: bytes | None
+        self, kind: Kind, ask: Ask, told: Told, tenant: bytes | None
     ) -> tuple[list[Choice], list[Job]]:
-        from cloister.inference.engines.torch_answers import Choice  # noqa: PLC0415 -- as above
+        from cloister.inference.engines.answers import Choice  # noqa: PLC0415 -- as above
         from cloister.inference.engines.torch_jobs import Job  # noqa: PLC0415
         from cloister.inference.engines.torch_sampling import Sampler  # noqa: PLC0415
 
@@ -167,7 +165,8 @@ class TorchEngine:
                 index = len(choices)
                 seed = ask.sampling.seed
                 seed = int.from_bytes(self._entropy(8)) if seed is None else seed + number
-                choices.append(Choice(index, ask, kind, self._texts, prompt))
+                calls = {"tools": ask.tools, "one_call": ask.one_call}
+                choices.append(Choice(index, kind, self._texts, prompt, ask.stops, **calls))
                 room = self.context_length - len(prompt)
                 job = Job(
                     prompt=prompt,
@@ -178,56 +177,21 @@ class TorchEngine:
                     tenant=tenant,
                     leader=leader,
                     grammar=self._asks.grammar(ask),
-                    tell=_teller(told, index),
+                    tell=teller(told, index),
                 )
                 leader = leader or job
                 jobs.append(job)
         return choices, jobs
 
-    def _answered(
-        self,
-        jobs: Sequence[Job],
-        choices: Sequence[Choice],
-        told: queue.SimpleQueue[tuple[int, Event]],
-        sink: Sink,
-        head: dict[str, Any],
-    ) -> bool:
-        """Tell every answer to its end; False where ``sink`` wanted no more."""
-        from cloister.inference.engines.torch_jobs import Failed  # noqa: PLC0415 -- as above
-
-        self._submit(jobs)
-        while not all(choice.ended for choice in choices):
-            try:
-                index, event = told.get(timeout=ASK_SECONDS)
-            except queue.Empty:
-                if sink(_STILL_WORKING):
-                    return False
-                continue
-            choice = choices[index]
-            if isinstance(event, Failed):
-                raise event.error
-            parts = choice.tell(event)
-            if choice.ended:
-                jobs[index].cancelled = True
-            chunks: list[Mapping[str, Any]] = [head | {"choices": [part]} for part in parts]
-            if any(sink(chunk) for chunk in chunks or [_STILL_WORKING]):
-                return False
-        return True
-
     def _submit(self, jobs: Sequence[Job]) -> None:
         if not self._batch.submit(jobs):
-            raise RequestRefused("The engine is shutting down", status=503, code="overloaded")
-
-
-def default_threads() -> int:
-    """Processors this process may use: the server around the engine takes little, and threads wait as it needs."""
-    return len(os.sched_getaffinity(0))
+            raise shutting_down()
 
 
 def _load(model: ModelFiles, settings: EngineSettings) -> TorchModel:
     from cloister.inference.engines.torch_model import load, prove  # noqa: PLC0415 -- torch is heavy
 
-    use_threads(settings.threads or default_threads())
+    use_threads(settings.threads or processors())
     opened = load(model, precision=settings.precision, adapter=settings.adapter)
     prove(opened)
     return opened
@@ -235,7 +199,7 @@ def _load(model: ModelFiles, settings: EngineSettings) -> TorchModel:
 
 def _compute_with(threads: int) -> Waiting:
     use_threads(threads)
-    return Waiting(threads, len(os.sched_getaffinity(0)))
+    return Waiting(threads, processors())
 
 
 def use_threads(count: int) -> None:
@@ -248,14 +212,7 @@ def use_threads(count: int) -> None:
 
 
 def _check(settings: EngineSettings) -> None:
-    if not 1 <= settings.slots <= MAX_SLOTS:
-        raise UsageError(f"{settings.slots} slots: between 1 and {MAX_SLOTS} are served")
-    if not 16 <= settings.context_length <= MAX_CONTEXT:
-        raise UsageError(
-            f"a context of {settings.context_length} tokens: between 16 and {MAX_CONTEXT} are served"
-        )
-    if settings.threads is not None and not 1 <= settings.threads <= 1024:
-        raise UsageError(f"{settings.threads} threads: between 1 and 1024 compute")
+    check_bounds(settings)
     refuse(
         "torch",
         {
@@ -264,23 +221,6 @@ def _check(settings: EngineSettings) -> None:
             "upstream": settings.upstream is not None,
         },
     )
-
-
-def _usage(ask: Ask, choices: Sequence[Choice], jobs: Sequence[Job]) -> dict[str, Any]:
-    prompt = sum(map(len, ask.prompts))
-    answered = sum(choice.tokens for choice in choices)
-    # Of each prompt once: its first choice reads it for all.
-    cached = sum(job.cached for job in jobs[:: ask.choices])
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": answered,
-        "total_tokens": prompt + answered,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
-
-
-def _teller(told: queue.SimpleQueue[tuple[int, Event]], index: int) -> Callable[[Event], None]:
-    return lambda event: told.put((index, event))
 
 
 def _base64(values: Sequence[float]) -> Any:

@@ -17,10 +17,11 @@ from typing import Final, Literal
 import torch
 
 from cloister.errors import InferenceError
-from cloister.inference.api_errors import RequestRefused
+from cloister.inference.api_errors import shutting_down
 from cloister.inference.engines import EngineStats
+from cloister.inference.engines.in_process import Ended, Failed, Reading, Token
 from cloister.inference.engines.torch_attention import KvMemory, Segment
-from cloister.inference.engines.torch_jobs import Ended, Failed, Job, Reading, Token
+from cloister.inference.engines.torch_jobs import Job
 from cloister.inference.engines.torch_model import TorchModel
 from cloister.inference.engines.torch_pace import Pace
 from cloister.inference.engines.torch_sampling import greedy, log_probabilities
@@ -114,7 +115,7 @@ class Batch:
                     self._let_go(self._running, failed)
         if waiting is not None:
             waiting.close()
-        closing = Failed(RequestRefused("The engine is shutting down", status=503, code="overloaded"))
+        closing = Failed(shutting_down())
         self._let_go([*self._running, *self._waiting], closing)
         self._kept.clear()
         self._memory = KvMemory(0, 0)
@@ -258,7 +259,7 @@ class Batch:
     def _take(self, job: Job, token: int, logits: torch.Tensor) -> None:
         self._completion_tokens += 1
         if token in job.ends:
-            self._end(job, "stop")
+            self._end(job, "stop", untold=1)
             return
         complete = job.grammar is not None and job.grammar.took(token)
         job.answer.append(token)
@@ -271,9 +272,9 @@ class Batch:
         elif len(job.answer) >= job.max_tokens or len(job.prompt) + len(job.answer) >= self._length:
             self._end(job, "length")
 
-    def _end(self, job: Job, reason: Literal["stop", "length"]) -> None:
+    def _end(self, job: Job, reason: Literal["stop", "length"], *, untold: int = 0) -> None:
         self._release(job, keep=True)
-        job.tell(Ended(reason, job.cached))
+        job.tell(Ended(reason, untold))
 
     def _pool(self, job: Job, segment: Segment) -> None:
         assert self._model is not None  # noqa: S101 -- as above
@@ -284,9 +285,9 @@ class Batch:
         if job.reads:
             job.tell(Reading())
             return
-        state = job.total / len(job.prompt)
+        job.state = job.total / len(job.prompt)
         self._release(job, keep=False)
-        job.tell(Ended("stop", 0, state))
+        job.tell(Ended("stop"))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

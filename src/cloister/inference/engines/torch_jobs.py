@@ -1,46 +1,15 @@
-"""What the batch is asked for, and what it tells of it: jobs of one answer or one text each, and their events."""
+"""What the batch is asked for: jobs of one answer or one text each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
-from cloister.errors import InferenceError
+from cloister.inference.engines.in_process import Event
 from cloister.inference.engines.torch_sampling import Sampler
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token of an answer."""
-
-    token: int
-    probability: float | None = None
-    """Its log probability, where those were asked for."""
-    likeliest: Sequence[tuple[int, float]] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    reason: Literal["stop", "length"]
-    cached: int
-    """Tokens of the prompt that were in memory already."""
-    state: torch.Tensor | None = None
-    """(width) the mean of the hidden states, of a job that only reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    error: InferenceError
-
-
-class Reading:
-    """A piece of the prompt was read."""
-
-
-Event = Token | Ended | Failed | Reading
 
 
 class Grammar(Protocol):
@@ -79,6 +48,8 @@ class Job:
     cached: int = 0
     answer: list[int] = field(default_factory=list)
     total: torch.Tensor | None = None
+    state: torch.Tensor | None = None
+    """(width) the mean of the hidden states, when a text was read."""
 
     @property
     def reads(self) -> bool:

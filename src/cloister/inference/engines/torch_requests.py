@@ -12,16 +12,26 @@ from typing import Any, Final
 
 from cloister.inference.api_errors import RequestRefused
 from cloister.inference.engines import Kind
+from cloister.inference.engines.request_parts import (
+    choices,
+    fitting,
+    json_schema,
+    stop_words,
+    template_settings,
+    token_lists,
+    unsupported,
+)
+from cloister.inference.engines.tool_text import called_with
 from cloister.inference.engines.torch_grammar import CALL_START, Grammars
 from cloister.inference.engines.torch_jobs import Grammar
 from cloister.inference.engines.torch_model import TorchModel
 from cloister.inference.engines.torch_sampling import Sampling
-from cloister.inference.engines.torch_tools import called_with
 
 CHATML: Final = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+ENGINE: Final = "torch"
 _COMMON: Final = frozenset(
     {
         "temperature", "top_p", "n", "stop", "presence_penalty", "frequency_penalty", "logit_bias", "top_k", "min_p",
@@ -79,28 +89,24 @@ class Asks:
         """Raises RequestRefused."""
         for name in body:
             if name not in _FIELDS[kind]:
-                raise _unsupported(name)
+                raise unsupported(ENGINE, name)
         tools = body.get("tools") or ()
         choice = body.get("tool_choice") or "auto"
         if tools and not self.tools:
-            raise _unsupported("tools")
+            raise unsupported(ENGINE, "tools")
         if choice not in ("auto", "none", "required") or (choice == "required" and not tools):
-            raise _unsupported("tool_choice")
+            raise unsupported(ENGINE, "tool_choice")
         tools = () if choice == "none" else tools
         prompts = [self._chat(body, tools)] if kind == "chat" else self.tokens(body["prompt"], "prompt")
-        choices = int(body.get("n", 1))
-        if choices > self._slots:
-            raise RequestRefused(f"n is over {self._slots}", code="invalid_value", param="n")
-        stops = body.get("stop") or ()
         top = body.get("top_logprobs", 0) if body.get("logprobs") else body.get("n_probs")
         return Ask(
             prompts=prompts,
-            choices=choices,
+            choices=choices(body, slots=self._slots),
             max_tokens=body.get("max_tokens"),
-            stops=[stops] if isinstance(stops, str) else list(stops),
+            stops=stop_words(body),
             sampling=self._sampling(body),
             top=top,
-            schema=_schema(body.get("response_format")),
+            schema=json_schema(body.get("response_format")),
             called=tools if choice == "required" else (),
             tools=bool(tools),
             one_call=body.get("parallel_tool_calls") is False,
@@ -112,29 +118,18 @@ class Asks:
             return self._grammars.tool_call(ask.called)
         return None if ask.schema is None else self._grammars.json(ask.schema)
 
-    def tokens(self, texts: Any, param: str) -> list[list[int]]:
+    def tokens(self, texts: Any, param: str) -> list[Sequence[int]]:
         """Each text of OpenAI's ``prompt`` or ``input`` as tokens. Raises RequestRefused."""
-        parts = texts if isinstance(texts, list) else [texts]
-        if parts and isinstance(parts[0], int):
-            parts = [parts]
-        found = []
-        for part in parts:
-            if isinstance(part, str):
-                found.append(self._checked(self._backend.encode(part).ids, param))
-                continue
-            if not all(isinstance(token, int) and 0 <= token < self._vocabulary for token in part):
-                raise RequestRefused(
-                    f"{param} has tokens that the model does not know", code="invalid_value", param=param
-                )
-            found.append(self._checked(list(part), param))
+        # One token at least has to fit behind a prompt; a text that is only read needs none.
+        room = self._context_length - (param != "input")
+        return token_lists(texts, param, encode=self._encode, vocabulary=self._vocabulary, room=room)
+
+    def _encode(self, text: str) -> Sequence[int]:
+        found: Sequence[int] = self._backend.encode(text).ids
         return found
 
-    def _chat(self, body: Mapping[str, Any], tools: Sequence[Any]) -> list[int]:
-        given: dict[str, Any] = {}
-        if "reasoning_effort" in body:
-            if "reasoning_effort" not in self._template:
-                raise _unsupported("reasoning_effort")
-            given["reasoning_effort"] = body["reasoning_effort"]
+    def _chat(self, body: Mapping[str, Any], tools: Sequence[Any]) -> Sequence[int]:
+        given = template_settings(body, self._template, engine=ENGINE)
         try:
             text = self._tokenizer.apply_chat_template(
                 called_with(body["messages"]),
@@ -150,20 +145,8 @@ class Asks:
             raise RequestRefused(
                 f"The model's chat template refuses the messages: {str(error)[:300]}", param="messages"
             ) from None
-        return self._checked(self._backend.encode(text, add_special_tokens=False).ids, "messages")
-
-    def _checked(self, tokens: list[int], param: str) -> list[int]:
-        if not tokens:
-            raise RequestRefused(f"{param} has no tokens", code="invalid_value", param=param)
-        # One token at least has to fit behind a prompt; a text that is only read needs none.
-        room = self._context_length - (param != "input")
-        if len(tokens) > room:
-            raise RequestRefused(
-                f"{param} has {len(tokens)} tokens, and {room} fit",
-                code="context_length_exceeded",
-                param=param,
-            )
-        return tokens
+        tokens = self._backend.encode(text, add_special_tokens=False).ids
+        return fitting(tokens, "messages", room=self._context_length - 1)
 
     def _sampling(self, body: Mapping[str, Any]) -> Sampling:
         bias = []
@@ -191,24 +174,3 @@ def _defaults(configured: Any) -> dict[str, Any]:
         return known
     told = {name: getattr(configured, name, None) for name in known}
     return known | {name: value for name, value in told.items() if value is not None}
-
-
-def _schema(shape: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    kind = None if shape is None else shape.get("type")
-    if shape is None or kind == "text":
-        return None
-    if kind == "json_object":
-        return shape.get("schema") or {"type": "object"}
-    named = shape.get("json_schema")
-    schema = named.get("schema") if isinstance(named, Mapping) else None
-    if kind != "json_schema" or not isinstance(schema, Mapping):
-        raise RequestRefused(
-            "response_format is none of text, json_object and json_schema with a schema",
-            code="invalid_value",
-            param="response_format",
-        )
-    return schema
-
-
-def _unsupported(name: str) -> RequestRefused:
-    return RequestRefused(f"The engine torch does not support {name} here", code="unsupported", param=name)

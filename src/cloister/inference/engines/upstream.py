@@ -20,8 +20,8 @@ from typing import Any, Final
 import msgspec
 
 from cloister.errors import InferenceError, UsageError
-from cloister.inference.api_errors import RequestRefused
-from cloister.inference.engines import EngineSettings, EngineStats, Kind, Sink, refuse
+from cloister.inference.api_errors import RequestRefused, shutting_down
+from cloister.inference.engines import EngineSettings, EngineStats, Kind, Sink, check_bounds, refuse
 from cloister.inference.engines.upstream_address import UpstreamAddress, check_upstream, parse_upstream
 from cloister.inference.engines.upstream_events import Embeddings, Models, chunk_of, decoded
 from cloister.inference.engines.upstream_exchange import Bounds, Exchange
@@ -30,7 +30,6 @@ from cloister.inference.model_files import ModelFiles
 __all__ = ["UpstreamEngine", "check_upstream"]
 
 MAX_SLOTS: Final = 1024
-MAX_CONTEXT: Final = 1 << 20
 SALT_LENGTH: Final = 32
 CLOSE_SECONDS: Final = 30.0
 _PATHS: Final[Mapping[Kind, str]] = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
@@ -198,7 +197,7 @@ class UpstreamEngine:
     def _using(self) -> Iterator[None]:
         with self._change:
             if self._closed:
-                raise RequestRefused("The engine is shutting down", status=503, code="overloaded")
+                raise shutting_down()
             self._running += 1
         try:
             yield
@@ -213,12 +212,7 @@ def _check(model: ModelFiles | None, settings: EngineSettings) -> None:
         raise UsageError("an upstream has its model itself", todo="leave the model out")
     if settings.upstream is None:
         raise UsageError("no upstream is named", todo="pass its address, unix:/path or http://127.0.0.1:PORT")
-    if not 1 <= settings.slots <= MAX_SLOTS:
-        raise UsageError(f"{settings.slots} slots: between 1 and {MAX_SLOTS} are served")
-    if not 16 <= settings.context_length <= MAX_CONTEXT:
-        raise UsageError(
-            f"a context of {settings.context_length} tokens: between 16 and {MAX_CONTEXT} are served"
-        )
+    check_bounds(settings, slots=MAX_SLOTS)
     refuse(
         "upstream",
         {

@@ -100,7 +100,7 @@ def _opened(request: Mapping[str, Any], tokenizer: Any) -> Iterator[NextTokens]:
             with OpenVinoNext.open(model, settings, threads=request["threads"]) as compiled:
                 yield compiled
             return
-        from cloister.inference.engines.torch_text import Texts  # noqa: PLC0415 -- tokenizers
+        from cloister.inference.engines.answer_text import Texts  # noqa: PLC0415 -- tokenizers
 
         engine = open_engine(request["engine"], model, settings)
     try:

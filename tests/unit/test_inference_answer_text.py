@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from cloister.inference.engines.torch_text import AnswerText, Texts
-from cloister.inference.engines.torch_tools import Call, ToolText, called_with
+from cloister.inference.engines.answer_text import AnswerText, Texts
+from cloister.inference.engines.tool_text import Call, ToolText, called_with
 from llama_models import write_llama
 
 

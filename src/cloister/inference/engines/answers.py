@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cloister.inference.engines import Kind
-from cloister.inference.engines.torch_jobs import Ended, Event, Token
-from cloister.inference.engines.torch_requests import Ask
-from cloister.inference.engines.torch_text import AnswerText, Texts
-from cloister.inference.engines.torch_tools import Call, ToolText
+from cloister.inference.engines.answer_text import AnswerText, Texts
+from cloister.inference.engines.in_process import Ended, Event, Token
+from cloister.inference.engines.tool_text import Call, ToolText
 
 Json = dict[str, Any]
 
@@ -18,15 +17,26 @@ Json = dict[str, Any]
 class Choice:
     """One answer on its way out."""
 
-    def __init__(self, index: int, ask: Ask, kind: Kind, texts: Texts, prompt: Sequence[int]) -> None:
+    def __init__(
+        self,
+        index: int,
+        kind: Kind,
+        texts: Texts,
+        prompt: Sequence[int],
+        stops: Sequence[str],
+        *,
+        tools: bool = False,
+        one_call: bool = False,
+    ) -> None:
+        """``tools`` says whether calls are looked for in the answer, ``one_call`` that it ends with the first."""
         self.index = index
         self.ended = False
         self.tokens = 0
         self._kind = kind
         self._texts = texts
-        self._text = AnswerText(texts.backend, prompt, ask.stops)
-        self._tools = ToolText() if ask.tools else None
-        self._one_call = ask.one_call
+        self._text = AnswerText(texts.backend, prompt, stops)
+        self._tools = ToolText() if tools else None
+        self._one_call = one_call
         self._calls = 0
         self._logprobs: list[Json] = []
         self._begun = False
@@ -50,6 +60,8 @@ class Choice:
         return told
 
     def _finish(self, event: Ended) -> list[Json]:
+        # The token that ends an answer was computed as the others were, and counts as llama.cpp counts it.
+        self.tokens += event.untold
         told = self._begin() + self._tell(self._text.rest())
         if self._tools is not None and not (self._calls and self._one_call):
             told += self._content(self._tools.rest())

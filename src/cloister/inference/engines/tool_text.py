@@ -12,8 +12,8 @@ from typing import Any
 
 from cloister.encoding import parse_json
 from cloister.errors import FormatError
+from cloister.inference.engines.answer_text import overlap
 from cloister.inference.engines.torch_grammar import CALL_END, CALL_START
-from cloister.inference.engines.torch_text import overlap
 
 MAX_CALL = 1 << 20
 
