@@ -72,7 +72,8 @@ def weights(models: Path, configuration: Configuration, *, quick: bool = False) 
         return folder
     if configuration.form.startswith("auto "):
         return optimised(models, configuration.form.removeprefix("auto "), quick=quick)
-    path = models / f"{SHAPE}-{configuration.form}.gguf"
+    # Not the name of those whose weights are drawn in their blocks (random_models.py): these are the folder's.
+    path = models / f"{SHAPE}-converted-{configuration.form}.gguf"
     if not path.exists():
         convert(folder, path, configuration.form)
     return path

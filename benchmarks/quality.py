@@ -109,9 +109,8 @@ def opened(path: Path, one: Configuration, tokenizer: object) -> Iterator[NextTo
                 yield found
             return
         if name == "torch":
-            from cloister.inference.engines.torch_model import load  # noqa: PLC0415 -- torch
-
-            yield TransformersNext(load(model, precision=settings.precision, adapter=None).model)
+            with TransformersNext.as_it_decodes(model, precision=settings.precision) as loaded:
+                yield loaded
             return
         from cloister.inference.engines.answer_text import Texts  # noqa: PLC0415 -- tokenizers
 

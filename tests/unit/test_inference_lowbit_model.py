@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import cloister
 from cloister.errors import UsageError
+from cloister.inference.engines.torch_model import load
+from cloister.inference.lowbit import builder
+from cloister.inference.lowbit.kernels import KernelName, usable
 from cloister.inference.lowbit.layer import FusedRmsNorm, LowBitLinear, Part
 from cloister.inference.lowbit.optimisation import optimize
+from cloister.inference.lowbit.selection import Choice
+from cloister.inference.model_files import ModelFiles
+from cloister.inference.next_tokens import TransformersNext
+from cloister.inference.quality import Prediction
 from lowbit_models import VOCABULARY, bert, cosine, gpt2, llama, logits, t5
+from torch_engines import stories
 
 LEAST_COSINE = {"int8": 0.999, "int4": 0.96, "bf16": 0.999, "fp32": 0.999999}
 """Of the logits of small models with random weights, whose errors nothing averages out."""
@@ -167,3 +177,38 @@ def test_an_optimised_model_is_not_trained() -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(UsageError, match="not trained"):
         model.model(inputs_embeds=torch.zeros(1, 2, 256, requires_grad=True))
+
+
+def test_quality_counts_the_weights_that_decode_where_prompts_are_read_with_better_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {"int4", "fbgemm"} <= usable()
+    folder = stories(tmp_path / "stories")
+    tokens = list(range(1, 33))
+    kernels: tuple[KernelName, ...] = ("int4", "fbgemm")  # as it is where int8 reads prompts faster
+
+    def kept(times: Any, first: Any, *, further: bool) -> Choice:
+        return Choice((4,), kernels) if "int4" in first else Choice((), ("fbgemm",))
+
+    def as_it_reads() -> list[Prediction]:
+        with ModelFiles.of_path(folder) as files:
+            model = TransformersNext(load(files, precision="int4", adapter=None).model)
+            return list(model.predictions(tokens, 16))
+
+    monkeypatch.setattr(builder, "choose", kept)
+    monkeypatch.setattr(builder, "_MEASURED", 0)
+    with (
+        ModelFiles.of_path(folder) as files,
+        TransformersNext.as_it_decodes(files, precision="int4") as model,
+    ):
+        decoding = list(model.predictions(tokens, 16))
+    reading = as_it_reads()
+    kernels = ("int4", "int4")
+    assert distance(decoding, as_it_reads()) < 1e-4
+    assert distance(decoding, reading) > 0.01
+
+
+def distance(found: list[Prediction], expected: list[Prediction]) -> float:
+    """The mean of how far the logarithms of all tokens' probabilities are apart."""
+    pairs = zip(found, expected, strict=True)
+    return float(np.mean([np.abs(one.logprobs - other.logprobs).mean() for one, other in pairs]))

@@ -17,7 +17,7 @@ import numpy as np
 
 from cloister.encoding import parse_json
 from cloister.errors import InferenceError, UsageError
-from cloister.inference.engines import Engine
+from cloister.inference.engines import Engine, Precision
 from cloister.inference.model_files import ModelFiles
 from cloister.inference.quality import Prediction, all_tokens
 
@@ -51,6 +51,18 @@ class TransformersNext:
             )
         found.train(mode=False)
         yield cls(found)
+
+    @classmethod
+    @contextlib.contextmanager
+    def as_it_decodes(cls, model: ModelFiles, *, precision: Precision | None) -> Iterator[Self]:
+        """A model as the engine torch answers with it. Its layers may read prompts with other kernels than those that
+        compute one token, and with better weights: those of one token count here, at every place."""
+        from cloister.inference.engines.torch_model import load  # noqa: PLC0415 -- torch is heavy
+        from cloister.inference.lowbit.layer import one_kernel  # noqa: PLC0415
+
+        found = load(model, precision=precision, adapter=None).model
+        with one_kernel(found, rows=1):
+            yield cls(found)
 
     def predictions(self, tokens: Sequence[int], start: int) -> Iterator[Prediction]:
         import torch  # noqa: PLC0415 -- as above

@@ -78,12 +78,12 @@ class LowBitLinear(nn.Module):
 
 
 @contextmanager
-def one_kernel(model: nn.Module) -> Iterator[None]:
-    """While this lasts each layer computes with one of its kernels, however many the rows: then answers differ by nothing
-    that quantising the input leaves."""
+def one_kernel(model: nn.Module, *, rows: int | None = None) -> Iterator[None]:
+    """While this lasts each layer computes with one of its kernels, however many the rows are: with the one that it has
+    for ``rows``, or with its last. Then answers differ by nothing that quantising the input leaves."""
     layers = [(module, module.choice) for module in model.modules() if isinstance(module, LowBitLinear)]
     for layer, choice in layers:
-        layer.choice = Choice((), choice.kernels[-1:])
+        layer.choice = Choice((), choice.kernels[-1:] if rows is None else (choice.kernel(rows),))
     try:
         yield
     finally:

@@ -90,9 +90,8 @@ def _opened(request: Mapping[str, Any], tokenizer: Any) -> Iterator[NextTokens]:
                 yield found
             return
         if request["engine"] == "torch":
-            from cloister.inference.engines.torch_model import load  # noqa: PLC0415 -- torch
-
-            yield TransformersNext(load(model, precision=settings.precision, adapter=None).model)
+            with TransformersNext.as_it_decodes(model, precision=settings.precision) as loaded:
+                yield loaded
             return
         if request["engine"] == "openvino":
             from cloister.inference.optimizer.openvino_next import OpenVinoNext  # noqa: PLC0415 -- OpenVINO
