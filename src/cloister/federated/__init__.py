@@ -1,0 +1,1 @@
+"""Federated training between organisations that do not trust each other."""
