@@ -24,7 +24,7 @@ from cloister.inference.optimizer.standing import (
     chosen,
     cost,
     ranked,
-    reference_of,
+    references_of,
     refused,
 )
 from cloister.inference.optimizer.trial_process import TrialFailed
@@ -109,10 +109,11 @@ def test_variants_change_threads_and_the_cache_alone() -> None:
     found = variants(best, machine())
     assert [one.name for one in found] == [
         "llamacpp q4_0, kv q8_0",
-        "llamacpp q4_0, 2 threads",
         "llamacpp q4_0, 1 thread",
     ]
     assert {one.form for one in found} == {"q4_0"}
+    openvino = variants(Candidate(engine="openvino", form="q4_0"), machine())
+    assert [one.name for one in openvino] == ["openvino q4_0, 2 threads"]
 
 
 def test_the_goal_decides_who_leads() -> None:
@@ -153,13 +154,22 @@ def test_a_variant_has_to_be_better_by_more_than_noise() -> None:
     assert ranked([variant, best], "latency")[0] is variant
 
 
-def test_sixteen_bits_are_reference_enough() -> None:
+def test_sixteen_bits_are_reference_enough_and_torch_looks_at_a_whole_text_at_once() -> None:
     slow = Candidate(engine="torch", precision="fp32", bits=32, promise=0.1)
-    quick = Candidate(engine="llamacpp", form="f16", bits=16, promise=0.5)
+    half = Candidate(engine="torch", precision="bf16", bits=16, promise=0.2)
+    other = Candidate(engine="llamacpp", form="f16", bits=16, promise=0.5)
     small = Candidate(engine="llamacpp", form="q4_0", bits=4.5, promise=1.0)
-    assert reference_of([small, slow, quick]) is quick
-    assert reference_of([small]) is small
-    assert reference_of([]) is None
+    assert references_of([small, slow, other, half]) == [half, slow, other]
+    assert references_of([small]) == [small]
+    assert references_of([]) == []
+
+
+def test_wide_instructions_promise_most_to_engines_that_have_them() -> None:
+    plain, _ = list_candidates(HUGGING_FACE, machine(), "latency", installed=everything)
+    wide = replace(machine(), features=frozenset({"avx2", "amx_int8"}))
+    quick, _ = list_candidates(HUGGING_FACE, wide, "latency", installed=everything)
+    assert plain[0].name == "llamacpp q4_0"
+    assert {one.engine for one in quick[:3]} == {"openvino", "torch"}
 
 
 def test_as_much_text_is_looked_at_as_there_is_time() -> None:
@@ -239,6 +249,7 @@ class Site:
         self.asked: list[tuple[str, str]] = []
         self.open = 0
         self.most_open = 0
+        self.started = 0
         self.folder = tmp_path
         (tmp_path / "room").mkdir()
         (tmp_path / "model").mkdir()
@@ -262,6 +273,7 @@ class FakeTrial:
         self.name = ""
         self.closed = False
         site.open += 1
+        site.started += 1
         site.most_open = max(site.most_open, site.open)
 
     def ask(self, do: str, deadline: float, **request: Any) -> Mapping[str, Any]:
@@ -273,7 +285,7 @@ class FakeTrial:
         self.name = engine
         site.asked.append((do, engine))
         fate = site.fates.get(engine, {})
-        site.now += fate.get("seconds", site.seconds)
+        site.now += fate.get(f"seconds to {do}", fate.get("seconds", site.seconds))
         if site.now > deadline:
             site.now = deadline
             raise TrialFailed("it was not done when its time was over")
@@ -347,6 +359,36 @@ def test_the_search_goes_down_the_ranking_until_quality_is_good(tmp_path: Path) 
     best = chosen(site.contest(*some("a", "b", "c"), REFERENCE).run(), "latency", 0.03)
     assert best is not None
     assert best.candidate.engine == "c"
+
+
+TORCH = Candidate(engine="torch", precision="bf16", bits=16, promise=0.0)
+
+
+def test_what_others_are_compared_with_need_not_be_measured(tmp_path: Path) -> None:
+    site = Site(tmp_path, {"a": {"decode": 30.0}, "torch": {"seconds to open": 60.0}})
+    entrants = site.contest(*some("a"), TORCH, budget=100.0).run()
+    reference = next(one for one in entrants if one.candidate is TORCH)
+    assert reference.samples == []
+    assert reference.judgement is not None
+    best = chosen(entrants, "latency", 0.03)
+    assert best is not None
+    assert (best.candidate.engine, best.judgement and best.judgement.reference) == ("a", "torch bf16")
+
+
+def test_another_is_compared_with_where_the_first_cannot_be_judged(tmp_path: Path) -> None:
+    site = Site(tmp_path, {"torch": {"fails": "quality"}, "a": {"decode": 30.0}})
+    entrants = site.contest(*some("a"), TORCH, REFERENCE, budget=300.0).run()
+    best = chosen(entrants, "latency", 0.03)
+    assert best is not None
+    assert (best.candidate.engine, best.judgement and best.judgement.reference) == ("a", "reference f16")
+
+
+def test_a_model_of_torch_that_is_open_is_judged_where_it_is(tmp_path: Path) -> None:
+    site = Site(tmp_path, {})
+    site.contest(Candidate(engine="torch", precision="int8", bits=8.5, promise=1.0), TORCH, budget=30.0).run()
+    opened = [one for one in site.asked if one == ("open", "torch")]
+    assert ("quality", "torch") in site.asked
+    assert site.started == len(opened)
 
 
 def test_a_candidate_that_hangs_leaves_time_for_the_others(tmp_path: Path) -> None:

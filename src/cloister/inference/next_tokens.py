@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from cloister.errors import InferenceError, UsageError
 from cloister.inference.engines import Engine, Precision
 from cloister.inference.model_files import ModelFiles
 from cloister.inference.quality import Prediction, all_tokens
+
+if TYPE_CHECKING:
+    from cloister.inference.engines.torch_model import TorchModel
 
 MAX_TOP: Final = 20
 """Tokens that OpenAI's interface tells at most."""
@@ -32,9 +36,14 @@ _TRIES: Final = 256
 class TransformersNext:
     """A model of ``transformers``, in this process: the reference, in 32 bits, or as it is."""
 
-    def __init__(self, model: Any) -> None:
-        """``model`` is a causal language model, in evaluation mode."""
+    def __init__(
+        self,
+        model: Any,
+        within: Callable[[int], AbstractContextManager[Any]] = lambda _: contextlib.nullcontext(),
+    ) -> None:
+        """``model`` is a causal language model, in evaluation mode, which reads so many tokens ``within`` a context."""
         self._model = model
+        self._within = within
 
     @classmethod
     @contextlib.contextmanager
@@ -53,21 +62,32 @@ class TransformersNext:
         yield cls(found)
 
     @classmethod
-    @contextlib.contextmanager
-    def as_it_decodes(cls, model: ModelFiles, *, precision: Precision | None) -> Iterator[Self]:
+    def as_it_decodes(cls, model: ModelFiles, *, precision: Precision | None) -> AbstractContextManager[Self]:
         """A model as the engine torch answers with it. Its layers may read prompts with other kernels than those that
         compute one token, and with better weights: those of one token count here, at every place."""
         from cloister.inference.engines.torch_model import load  # noqa: PLC0415 -- torch is heavy
-        from cloister.inference.lowbit.layer import one_kernel  # noqa: PLC0415
 
-        found = load(model, precision=precision, adapter=None).model
-        with one_kernel(found, rows=1):
-            yield cls(found)
+        return cls._decoding(load(model, precision=precision, adapter=None).model)
+
+    @classmethod
+    def of_open_engine(cls, model: TorchModel) -> AbstractContextManager[Self]:
+        """As :meth:`as_it_decodes`, of an engine that is open and is asked nothing meanwhile."""
+        from cloister.inference.engines.torch_attention import Segment, computing  # noqa: PLC0415 -- as above
+
+        return cls._decoding(model.model, lambda count: computing(None, [Segment(0, 0, count)]))
+
+    @classmethod
+    @contextlib.contextmanager
+    def _decoding(cls, model: Any, *within: Callable[[int], AbstractContextManager[Any]]) -> Iterator[Self]:
+        from cloister.inference.lowbit.layer import one_kernel  # noqa: PLC0415 -- as above
+
+        with one_kernel(model, rows=1):
+            yield cls(model, *within)
 
     def predictions(self, tokens: Sequence[int], start: int) -> Iterator[Prediction]:
         import torch  # noqa: PLC0415 -- as above
 
-        with torch.inference_mode():
+        with torch.inference_mode(), self._within(len(tokens)):
             logits = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
         for place in range(start, len(tokens)):
             yield all_tokens(logits[place - 1].float().numpy())

@@ -53,6 +53,8 @@ class TorchEngine:
         self.context_length = min(length, model.trained_context or length)
         self.slots = settings.slots
         self.embedding_length: int | None = model.width
+        self.model: TorchModel | None = model
+        """For who measures it while nobody asks; None when closed."""
         self._asks = Asks(model, context_length=self.context_length, slots=self.slots)
         self.tools = self._asks.tools
         self._texts = Texts(model.tokenizer.backend_tokenizer)
@@ -148,6 +150,7 @@ class TorchEngine:
     def close(self) -> None:
         """Stop what runs behind its present step, wait for it (bounded), free the model. Idempotent."""
         self._batch.close()
+        self.model = None
         atexit.unregister(self.close)
 
     def _prepared(

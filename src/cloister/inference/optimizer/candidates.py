@@ -105,7 +105,7 @@ def list_candidates(
     out: list[LeftOut] = []
     for one in (*_built_in(source, machine), *_plugins(source)):
         weight_bytes = int(source.weights * one.bits / source.bits)
-        candidate = replace(one, weight_bytes=weight_bytes, promise=_promise(one, goal))
+        candidate = replace(one, weight_bytes=weight_bytes, promise=_promise(one, goal, machine))
         reason = _missing(candidate, installed)
         needed = _loading(candidate, source) + RESERVE
         if not reason and needed > machine.limits.available:
@@ -124,7 +124,10 @@ def variants(best: Candidate, machine: Machine) -> list[Candidate]:
         found.append(replace(best, kv_cache="q8_0"))
     if best.threads is None:
         cores = machine.processors
-        found += [replace(best, threads=count) for count in (cores, cores - 1) if count >= 1]
+        # What an engine chooses itself needs no variant: all processors, and OpenVINO one fewer.
+        known = {"llamacpp": (cores - 1,), "torch": (cores - 1,), "openvino": (cores,)}
+        counts = known.get(best.engine, (cores, cores - 1))
+        found += [replace(best, threads=count) for count in counts if count >= 1]
     return found
 
 
@@ -171,10 +174,19 @@ def _loading(candidate: Candidate, source: Source) -> int:
     return candidate.weight_bytes
 
 
-def _promise(candidate: Candidate, goal: Goal) -> float:
+def _promise(candidate: Candidate, goal: Goal, machine: Machine) -> float:
     if goal == "memory":
         return 1 / candidate.bits + (0.01 if candidate.engine == "llamacpp" else 0.0)
-    return _SPEED[goal].get(f"{candidate.engine} {candidate.precision or candidate.form}", 0.3)
+    found = _SPEED[goal].get(f"{candidate.engine} {candidate.precision or candidate.form}", 0.3)
+    # llama.cpp's wheel stops at AVX2.
+    return found if candidate.engine == "llamacpp" else found * _wider(machine)
+
+
+def _wider(machine: Machine) -> float:
+    """What instructions beyond AVX2 promise engines that have them."""
+    if "amx_int8" in machine.features:
+        return 2.0
+    return 1.3 if "avx512_vnni" in machine.features else 1.0
 
 
 def _gb(size: int) -> str:

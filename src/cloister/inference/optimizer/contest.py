@@ -21,7 +21,7 @@ from typing import Any, Final
 from cloister.inference.machine import Machine
 from cloister.inference.optimized import Goal
 from cloister.inference.optimizer.candidates import RESERVE, Candidate, Form, LeftOut, variants
-from cloister.inference.optimizer.forms import Given, made_size
+from cloister.inference.optimizer.forms import Given, disk_size, made_size
 from cloister.inference.optimizer.measurement import Load, Sample
 from cloister.inference.optimizer.pool import Pool, Trial
 from cloister.inference.optimizer.standing import (
@@ -29,7 +29,7 @@ from cloister.inference.optimizer.standing import (
     Judgement,
     affordable,
     ranked,
-    reference_of,
+    references_of,
     refused,
 )
 from cloister.inference.optimizer.trial_process import TrialFailed
@@ -117,11 +117,12 @@ class Contest:
 
     def _heats(self) -> None:
         order = list(self.entrants)
-        least = reference_of([entrant.candidate for entrant in order])
-        if least is not None:
-            self._reference = next(entrant for entrant in order if entrant.candidate is least)
-            order.remove(self._reference)
-            order.insert(min(1, len(order)), self._reference)
+        best = references_of([entrant.candidate for entrant in order])[:1]
+        if best and best[0].form != "as it is":
+            # Others are compared with files that have to be made first.
+            early = next(entrant for entrant in order if entrant.candidate is best[0])
+            order.remove(early)
+            order.insert(min(1, len(order)), early)
         for entrant in order:
             if self._left(HEATS_END) <= 0 and any(one.state == "measured" for one in order):
                 entrant.state, entrant.reason = "left out", "the budget ended before its turn"
@@ -132,7 +133,7 @@ class Contest:
         deadline = self._turn(until)
         with self._fate(entrant):
             entrant.path = self._files(entrant, deadline)
-            entrant.disk = _size(entrant.path, self._given)
+            entrant.disk = disk_size(entrant.path, self._given)
             self._round(entrant, QUICK, deadline)
             entrant.state = "measured"
         if entrant.state == "measured":
@@ -165,21 +166,32 @@ class Contest:
 
     def _judge(self, enough: Callable[[], bool], *, until: float) -> None:
         """Measure the quality of the reference, then of the others, the quickest first."""
-        reference = self._reference
-        if reference is None or reference.state != "measured":
-            for entrant in self.entrants:
+        measured = ranked(self.entrants, self._goal)
+        if self._windows == 0 and measured:
+            # The slowest and some others have to be done by then.
+            slowest = min(one.sample.decode for one in measured)
+            self._windows = affordable(max(1.0, self._left(until)) / 8, slowest)
+        reference = self._reference = self._reference or self._referred(until)
+        for entrant in measured:
+            if reference is None:
                 entrant.unjudged = entrant.unjudged or "what it is compared with could not be computed"
-            return
-        if self._windows == 0:
-            # The reference, mostly the slowest, and some others have to be done by then.
-            self._windows = affordable(max(1.0, self._left(until)) / 8, reference.sample.decode)
-        for entrant in [reference, *ranked(self.entrants, self._goal)]:
-            if self._left(until) <= 0 or (entrant is not reference and enough()):
+            elif self._left(until) <= 0 or enough():
                 return
-            if reference.unjudged and entrant.judgement is None:
-                entrant.unjudged = reference.unjudged
             elif entrant.judgement is None and not entrant.unjudged:
                 self._judge_one(entrant, reference, self._deadline(until))
+
+    def _referred(self, until: float) -> Entrant | None:
+        """The first of what others may be compared with that can be computed; how fast it is does not matter."""
+        for candidate in references_of([entrant.candidate for entrant in self.entrants]):
+            entrant = next(one for one in self.entrants if one.candidate is candidate)
+            if entrant.path is None and candidate.form == "as it is":
+                entrant.path = self._given.path
+            left = self._left(until)
+            if entrant.path is not None and left > 0:
+                self._judge_one(entrant, entrant, self._deadline(until) - left * (1 - TURN))
+                if entrant.judgement is not None:
+                    return entrant
+        return None
 
     def _to_judge(self, variant: Entrant) -> bool:
         judged = self._reference is not None and self._reference.judgement is not None
@@ -187,8 +199,13 @@ class Contest:
 
     def _judge_one(self, entrant: Entrant, reference: Entrant, deadline: float) -> None:
         self._say("quality", entrant)
-        self._make_room(entrant)
-        trial = self._around.start()
+        # Opening a model of torch's once more takes longer than all that is asked of it.
+        kept = self._pool.get(entrant.candidate.name) if entrant.candidate.engine == "torch" else None
+        if kept is None:
+            self._make_room(entrant)
+        else:
+            self._pool.pause()
+        trial = kept or self._around.start()
         try:
             found = trial.ask(
                 "quality",
@@ -205,9 +222,14 @@ class Contest:
             )
         except TrialFailed as error:
             entrant.unjudged = error.what
+            if kept is not None:
+                self._pool.drop(entrant.candidate.name)
             return
         finally:
-            trial.close()
+            if kept is None:
+                trial.close()
+            else:
+                trial.pause()
         entrant.judgement = Judgement(reference=reference.candidate.name, **found)
 
     def _finals(self) -> None:
@@ -323,9 +345,3 @@ class Contest:
 
     def _say(self, what: str, entrant: Entrant) -> None:
         self._around.progress(what, entrant.candidate.name, max(0.0, self._left(1.0)))
-
-
-def _size(path: Path, given: Given) -> int:
-    if path.is_dir():
-        return sum((path / name).stat().st_size for name in given.files)
-    return path.stat().st_size

@@ -104,3 +104,10 @@ def _product(shape: tuple[int, ...]) -> int:
     for side in shape:
         count *= side
     return count
+
+
+def disk_size(path: Path, given: Given) -> int:
+    """Bytes of a candidate's files at ``path``."""
+    if path.is_dir():
+        return sum((path / name).stat().st_size for name in given.files)
+    return path.stat().st_size

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloister.errors import InferenceError
-from cloister.inference.engines import EngineSettings, open_engine
+from cloister.inference.engines import Engine, EngineSettings, open_engine
 from cloister.inference.model_files import ModelFiles
 from cloister.inference.next_tokens import (
     EngineNext,
@@ -38,14 +38,21 @@ from cloister.inference.quality import (
 _OBSERVED: Final = "reference.npz"
 
 
-def judge(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Perplexity, change and agreement of ``request``'s candidate. Raises what engines and the text raise."""
+def judge(request: Mapping[str, Any], engine: Engine | None = None) -> Mapping[str, Any]:
+    """Perplexity, change and agreement of ``request``'s candidate. Raises what engines and the text raise.
+
+    ``engine`` is the candidate where it is open already, which only the engine torch can be judged by.
+    """
     room, given = Path(request["room"]), Path(request["given"])
     text = default_text().decode() if request["text"] is None else read_text(Path(request["text"]))
     with ModelFiles.of_path(given) as model:
         tokenizer = _tokenizer(model)
     windows = _windows(tokenizer, text, request["windows"])
-    with _opened(request, tokenizer) as model_:
+    open_model = getattr(engine, "model", None)
+    judged = (
+        _opened(request, tokenizer) if open_model is None else TransformersNext.of_open_engine(open_model)
+    )
+    with judged as model_:
         seen = observe(model_, windows)
     if request["is_reference"]:
         seen.save(room / _OBSERVED)

@@ -112,9 +112,12 @@ def chosen(entrants: Sequence[Entrant], goal: Goal, max_loss: float) -> Entrant 
     return next((one for one in ranked(entrants, goal) if not refused(one, max_loss)), None)
 
 
-def reference_of(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The least quantised; 16 bits count as no loss, and of equals the most promising."""
-    return max(candidates, key=lambda one: (min(one.bits, 16.0), one.promise), default=None)
+def references_of(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """What others may be compared with, the best first: the least quantised; 16 bits count as no loss. Of equals one of
+    torch, which looks at all places of a text at once, then the most promising."""
+    least = max((min(one.bits, 16.0) for one in candidates), default=0.0)
+    equals = [one for one in candidates if min(one.bits, 16.0) == least]
+    return sorted(equals, key=lambda one: (one.engine == "torch", one.promise), reverse=True)
 
 
 def affordable(seconds: float, tokens_per_second: float) -> int:

@@ -47,6 +47,11 @@ class Trial:
         sample = self._meter.measure(Load(**request["load"]), seed=request["seed"])
         return {"sample": asdict(sample), "memory": _peak()}
 
+    def quality(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        from cloister.inference.optimizer.judging import judge  # noqa: PLC0415 -- numpy, for this request alone
+
+        return judge(request, self._engine)
+
     def close(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._engine is not None:
             self._engine.close()
@@ -60,12 +65,6 @@ def _make(request: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _quality(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    from cloister.inference.optimizer.judging import judge  # noqa: PLC0415 -- as above
-
-    return judge(request)
-
-
 def main(descriptor: int, *, parent: int) -> None:
     """Answer requests until standard input ends."""
     _die_with(parent)
@@ -75,7 +74,7 @@ def main(descriptor: int, *, parent: int) -> None:
         "measure": trial.measure,
         "close": trial.close,
         "make": _make,
-        "quality": _quality,
+        "quality": trial.quality,
     }
     with os.fdopen(descriptor, "w", encoding="utf-8") as answers:
         for line in sys.stdin:
