@@ -17,7 +17,7 @@ from cloister.manifest.signers import Signer
 
 T = TypeVar("T")
 
-Kind = Literal["manifest", "rule", "order", "request", "witness", "share"]
+Kind = Literal["manifest", "rule", "order", "request", "witness", "share", "federation"]
 
 MAX_DOCUMENT: Final = 1 << 20
 MAX_SIGNATURES: Final = 64
