@@ -270,3 +270,14 @@ class IsolationRefused(WorkloadError):
     """This machine cannot isolate the program as its configuration demands: it was not started."""
 
     exit_code = EXIT_POLICY
+
+
+class FederationError(CloisterError):
+    """A federation, a party or a round that cannot go on as it was agreed."""
+
+    layer = "federation"
+    exit_code = EXIT_POLICY
+
+
+class UpdateRefused(FederationError):
+    """One party's update that does not count: its form, its size, its round or its time is not what was agreed."""
