@@ -27,7 +27,7 @@ SECTIONS: Final = (
     "mounts",
     "parquet",
 )
-ON_REQUEST: Final = ("soak",)
+ON_REQUEST: Final = ("soak", "ner")
 """Run by name alone."""
 
 
