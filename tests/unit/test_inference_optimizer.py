@@ -160,6 +160,7 @@ def test_sixteen_bits_are_reference_enough_and_torch_looks_at_a_whole_text_at_on
     other = Candidate(engine="llamacpp", form="f16", bits=16, promise=0.5)
     small = Candidate(engine="llamacpp", form="q4_0", bits=4.5, promise=1.0)
     assert references_of([small, slow, other, half]) == [half, slow, other]
+    assert references_of([small, slow, other, half], short=True) == [other, half, slow]
     assert references_of([small]) == [small]
     assert references_of([]) == []
 
@@ -170,6 +171,8 @@ def test_wide_instructions_promise_most_to_engines_that_have_them() -> None:
     quick, _ = list_candidates(HUGGING_FACE, wide, "latency", installed=everything)
     assert plain[0].name == "llamacpp q4_0"
     assert {one.engine for one in quick[:3]} == {"openvino", "torch"}
+    short, _ = list_candidates(HUGGING_FACE, wide, "latency", short=True, installed=everything)
+    assert [one.name for one in short] == [one.name for one in plain]
 
 
 def test_as_much_text_is_looked_at_as_there_is_time() -> None:

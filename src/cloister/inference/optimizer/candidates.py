@@ -98,14 +98,17 @@ def list_candidates(
     machine: Machine,
     goal: Goal,
     *,
+    short: bool = False,
     installed: Callable[[str], bool] = lambda package: importlib.util.find_spec(package) is not None,
 ) -> tuple[list[Candidate], list[LeftOut]]:
-    """What to try, the most promising first, and what not."""
+    """What to try, the most promising first, and what not; in a ``short`` search what opens at once goes first."""
     found: list[Candidate] = []
     out: list[LeftOut] = []
     for one in (*_built_in(source, machine), *_plugins(source)):
         weight_bytes = int(source.weights * one.bits / source.bits)
-        candidate = replace(one, weight_bytes=weight_bytes, promise=_promise(one, goal, machine))
+        candidate = replace(
+            one, weight_bytes=weight_bytes, promise=_promise(one, goal, 1.0 if short else _wider(machine))
+        )
         reason = _missing(candidate, installed)
         needed = _loading(candidate, source) + RESERVE
         if not reason and needed > machine.limits.available:
@@ -174,12 +177,12 @@ def _loading(candidate: Candidate, source: Source) -> int:
     return candidate.weight_bytes
 
 
-def _promise(candidate: Candidate, goal: Goal, machine: Machine) -> float:
+def _promise(candidate: Candidate, goal: Goal, wider: float) -> float:
     if goal == "memory":
         return 1 / candidate.bits + (0.01 if candidate.engine == "llamacpp" else 0.0)
     found = _SPEED[goal].get(f"{candidate.engine} {candidate.precision or candidate.form}", 0.3)
     # llama.cpp's wheel stops at AVX2.
-    return found if candidate.engine == "llamacpp" else found * _wider(machine)
+    return found if candidate.engine == "llamacpp" else found * wider
 
 
 def _wider(machine: Machine) -> float:

@@ -25,6 +25,7 @@ from cloister.inference.optimizer.forms import Given, disk_size, made_size
 from cloister.inference.optimizer.measurement import Load, Sample
 from cloister.inference.optimizer.pool import Pool, Trial
 from cloister.inference.optimizer.standing import (
+    SHORT,
     Entrant,
     Judgement,
     affordable,
@@ -117,7 +118,7 @@ class Contest:
 
     def _heats(self) -> None:
         order = list(self.entrants)
-        best = references_of([entrant.candidate for entrant in order])[:1]
+        best = self._references()[:1]
         if best and best[0].form != "as it is":
             # Others are compared with files that have to be made first.
             early = next(entrant for entrant in order if entrant.candidate is best[0])
@@ -173,21 +174,23 @@ class Contest:
             self._windows = affordable(max(1.0, self._left(until)) / 8, slowest)
         reference = self._reference = self._reference or self._referred(until)
         for entrant in measured:
-            if reference is None:
-                entrant.unjudged = entrant.unjudged or "what it is compared with could not be computed"
-            elif self._left(until) <= 0 or enough():
+            if reference is None or self._left(until) <= 0 or enough():
                 return
-            elif entrant.judgement is None and not entrant.unjudged:
+            if entrant.judgement is None and not entrant.unjudged:
                 self._judge_one(entrant, reference, self._deadline(until))
+
+    def _references(self) -> list[Candidate]:
+        candidates = [entrant.candidate for entrant in self.entrants if not entrant.is_variant]
+        return references_of(candidates, short=self._budget < SHORT)
 
     def _referred(self, until: float) -> Entrant | None:
         """The first of what others may be compared with that can be computed; how fast it is does not matter."""
-        for candidate in references_of([entrant.candidate for entrant in self.entrants]):
+        for candidate in self._references():
             entrant = next(one for one in self.entrants if one.candidate is candidate)
             if entrant.path is None and candidate.form == "as it is":
                 entrant.path = self._given.path
             left = self._left(until)
-            if entrant.path is not None and left > 0:
+            if entrant.path is not None and left > 0 and not entrant.unjudged:
                 self._judge_one(entrant, entrant, self._deadline(until) - left * (1 - TURN))
                 if entrant.judgement is not None:
                     return entrant

@@ -30,7 +30,7 @@ from cloister.inference.optimizer.contest import Contest, Progress, Surroundings
 from cloister.inference.optimizer.folder import write_folder
 from cloister.inference.optimizer.forms import find_given
 from cloister.inference.optimizer.pool import Trial
-from cloister.inference.optimizer.standing import Entrant, Judgement, chosen, refused
+from cloister.inference.optimizer.standing import SHORT, Entrant, Judgement, chosen, refused
 from cloister.inference.optimizer.trial_process import TrialProcess
 from cloister.sealing.staging import refuse_occupied
 
@@ -80,7 +80,7 @@ def optimize_directory(
     refuse_occupied(out)
     given = find_given(model)
     machine = machine or read_machine()
-    candidates, left_out = list_candidates(given.source, machine, goal)
+    candidates, left_out = list_candidates(given.source, machine, goal, short=budget < SHORT)
     with _room_beside(out) as room:
         contest = Contest(
             given, candidates, left_out, goal=goal, budget=budget, max_loss=max_loss, text=_text(text, room),

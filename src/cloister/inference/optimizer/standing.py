@@ -22,6 +22,8 @@ WINDOW: Final = 64
 """Tokens of a piece of the text that quality is judged by; the second half is looked at."""
 MIN_WINDOWS: Final = 4
 MAX_WINDOWS: Final = 32
+SHORT: Final = 60.0
+"""Seconds of budget below which engines that take seconds to be loaded are tried last."""
 MARGIN: Final = 1.03
 """A variant (other threads, smaller keys and values) has to be this much better: less is noise."""
 
@@ -112,12 +114,13 @@ def chosen(entrants: Sequence[Entrant], goal: Goal, max_loss: float) -> Entrant 
     return next((one for one in ranked(entrants, goal) if not refused(one, max_loss)), None)
 
 
-def references_of(candidates: Sequence[Candidate]) -> list[Candidate]:
+def references_of(candidates: Sequence[Candidate], *, short: bool = False) -> list[Candidate]:
     """What others may be compared with, the best first: the least quantised; 16 bits count as no loss. Of equals one of
-    torch, which looks at all places of a text at once, then the most promising."""
+    torch, which looks at all places of a text at once, then the most promising. In a ``short`` search torch comes last: it
+    takes seconds to be loaded."""
     least = max((min(one.bits, 16.0) for one in candidates), default=0.0)
     equals = [one for one in candidates if min(one.bits, 16.0) == least]
-    return sorted(equals, key=lambda one: (one.engine == "torch", one.promise), reverse=True)
+    return sorted(equals, key=lambda one: ((one.engine == "torch") != short, one.promise), reverse=True)
 
 
 def affordable(seconds: float, tokens_per_second: float) -> int:
