@@ -289,6 +289,27 @@ def test_a_lock_on_a_directory_that_was_removed_keeps_nobody_out(tmp_path: Path)
     assert held == [True], "the directory that is there now is the one that is locked"
 
 
+def test_a_directory_that_is_removed_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, make, looks = tmp_path / "x.sealed", Path.mkdir, iter([FileExistsError(17, "File exists")])
+
+    def mkdir(self: Path, *words: Any, **named: Any) -> None:
+        for error in looks:  # once, as pathlib raises it between its two looks
+            raise error
+        make(self, *words, **named)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with LocalStore().locked(str(place)):
+        assert place.is_dir()
+
+
+def test_a_file_in_the_place_of_a_directory_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "x.sealed").write_bytes(b"")
+    with pytest.raises(FileExistsError), LocalStore().locked(str(tmp_path / "x.sealed")):
+        pass
+
+
 @pytest.mark.parametrize("stage", ["index.json", "index.sig"])
 def test_a_writer_that_dies_between_index_and_signature_is_finished_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str

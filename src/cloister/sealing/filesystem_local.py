@@ -146,10 +146,15 @@ def _plain_file(path: str) -> Iterator[int]:
 
 def _lock(directory: str) -> int | None:
     """A descriptor that locks the directory until it is closed; None while another writer has it."""
-    Path(directory).mkdir(parents=True, exist_ok=True)
     try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
+        return None
+    except FileExistsError:
+        # `mkdir` looks twice: it was there, and who removed its last file took it away before it was seen to be a directory.
+        if os.path.lexists(directory) and not Path(directory).is_dir():
+            raise
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
