@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cloister.cli.interruption import ended_like_ctrl_c
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def command(
     from cloister.inference.optimizer import optimize_directory
 
     seconds, loss = _seconds(budget), _share(max_quality_loss)
-    with _ended_like_ctrl_c(), _shown(seconds, quiet=as_json) as progress:
+    with ended_like_ctrl_c(), _shown(seconds, quiet=as_json) as progress:
         outcome = optimize_directory(
             model, goal=goal, budget=seconds, out=out, text=text, max_loss=loss, progress=progress
         )
@@ -99,24 +99,6 @@ def _shown(budget: float, *, quiet: bool) -> Iterator[Any]:
             )
 
         yield show
-
-
-@contextlib.contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """A closed terminal or a stopped service ends the search too, and must leave nothing behind either."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as under `nohup`
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:

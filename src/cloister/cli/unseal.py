@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from cloister.cli.interruption import ended_like_ctrl_c
 from cloister.cli.sealed_options import (
     JsonOption,
     KeyFileOption,
@@ -42,7 +40,7 @@ def command(
     refuse_pointless(kind, signer, minimum_version)
     facts: dict[str, Any] = {"out": str(out)}
     version = ""
-    with _ended_like_ctrl_c(), progress_bar("unsealing", quiet=as_json) as progress:
+    with ended_like_ctrl_c(), progress_bar("unsealing", quiet=as_json) as progress:
         if kind == "tree":
             from cloister.cli.sealed_tree import unseal_tree
 
@@ -71,21 +69,3 @@ def command(
     facts |= {"files": files, "bytes": size, **progress.facts()}
     line = f"unsealed {counted(files)}, {size:,} bytes, into {out}{version}: {progress}"
     typer.echo(json.dumps(facts) if as_json else line)
-
-
-@contextlib.contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """A closed terminal or a stopped service ends the process too, and must leave no plaintext either."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as under `nohup`
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
