@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, UsageError
 from cloister.federated.corpus import Sentence, TagSet
-from cloister.federated.learning import Learning, Reading, learn, predict
+from cloister.federated.learning import ALONE, Course, Learning, Reading, learn, learn_parts, predict
 from cloister.federated.pieces import encoder_of
 from cloister.federated.scores import entity_scores
 from cloister.federated.tagger import OUTSIDE_BIAS, OUTSIDE_WEIGHT, Tagger, batch_of
@@ -94,6 +96,49 @@ def test_the_same_seed_gives_the_same_weights(reading: Reading) -> None:
         found.append(torch.cat([one.flatten() for one in model.state_dict().values()]))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_one_round_alone_rises_and_falls_as_ever() -> None:
+    rate = ALONE.rate(20, 0.1)
+    falling = [(20 - step) / 18 for step in range(2, 21)]
+    assert [rate(step) for step in range(21)] == pytest.approx([0.5, 1.0, *falling])
+
+
+@given(
+    rounds=st.integers(1, 9), steps=st.integers(1, 60), warmup=st.floats(0, 0.5), data=st.data()
+)  # fmt: skip
+def test_rates_never_exceed_the_full_rate_and_end_at_nothing_with_the_last_round(
+    rounds: int, steps: int, warmup: float, data: st.DataObject
+) -> None:
+    number = data.draw(st.integers(1, rounds))
+    rates = [Course(number, rounds).rate(steps, warmup)(step) for step in range(steps + 1)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert max(rates[:-1]) > 0
+    if number < rounds:
+        following = [Course(number + 1, rounds).rate(steps, warmup)(step) for step in range(steps + 1)]
+        assert max(following) <= max(rates)
+        # Behind its rise a round begins where the one before ended.
+        assert following[0] <= rates[-1] + 1e-9
+    else:
+        assert rates[-1] == 0
+
+
+@pytest.mark.parametrize(("number", "rounds"), [(0, 1), (2, 1), (1, 0)])
+def test_there_is_no_round_outside_of_all(number: int, rounds: int) -> None:
+    with pytest.raises(UsageError, match=f"no round {number} of {rounds}"):
+        Course(number, rounds)
+
+
+def test_products_in_bfloat16_learn_the_same_and_leave_weights_in_32_bits(reading: Reading) -> None:
+    parts = [part for one in corpus(200, 1) for part in reading.of(one)]
+    found = {}
+    for short in (True, False):
+        model = tagger(crf=True)
+        loss = learn_parts(model, parts, replace(LEARNING, epochs=6), seed=5, bfloat16=short)
+        assert {one.dtype for one in model.parameters()} == {torch.float32}
+        found[short] = loss, predict(model, corpus(60, 2), reading, bfloat16=short).scores.f1
+    assert found[True] != found[False]
+    assert found[True] == pytest.approx(found[False], abs=0.1)
 
 
 def test_a_long_sentence_is_tagged_as_if_it_were_read_at_once_where_words_depend_on_nothing_else(

@@ -41,11 +41,11 @@ class Batch:
 def batch_of(pieces: Sequence[Piece], tags: Sequence[Sequence[int]]) -> Batch:
     """``tags`` are those of each piece's words."""
     return Batch(
-        tokens=_filled([piece.tokens for piece in pieces]),
-        read=_filled([[1] * len(piece.tokens) for piece in pieces]),
-        heads=_filled([piece.heads for piece in pieces]),
+        tokens=filled([piece.tokens for piece in pieces]),
+        read=filled([[1] * len(piece.tokens) for piece in pieces]),
+        heads=filled([piece.heads for piece in pieces]),
         lengths=torch.tensor([len(piece.heads) for piece in pieces]),
-        tags=_filled(tags),
+        tags=filled(tags),
     )
 
 
@@ -76,13 +76,16 @@ class Tagger(nn.Module):
         return found
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss of a batch: of the CRF a sentence's mean, without one a word's weighted mean."""
-        emissions = self.emissions(batch)
+        """The loss of a batch."""
+        return self.loss(self.emissions(batch), batch.tags, batch.lengths)
+
+    def loss(self, emissions: Tensor, tags: Tensor, lengths: Tensor) -> Tensor:
+        """With a CRF a sentence's mean, without one a word's weighted mean."""
         if self.crf is not None:
-            return self.crf.loss(emissions, batch.tags, batch.lengths).mean()
-        counts = torch.arange(emissions.shape[1]) < batch.lengths[:, None]
+            return self.crf.loss(emissions, tags, lengths).mean()
+        counts = torch.arange(emissions.shape[1]) < lengths[:, None]
         weights = self.get_buffer("weights")
-        return functional.cross_entropy(emissions[counts], batch.tags[counts], weight=weights)
+        return functional.cross_entropy(emissions[counts], tags[counts], weight=weights)
 
     def decode(self, emissions: Tensor, lengths: Tensor) -> list[list[int]]:
         """The tags of sentences, whose ``emissions`` may be of several pieces, one behind another."""
@@ -92,6 +95,7 @@ class Tagger(nn.Module):
         return [row[:length] for row, length in zip(likeliest, lengths.tolist(), strict=True)]
 
 
-def _filled(rows: Sequence[Sequence[int]]) -> Tensor:
+def filled(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    """Rows of one width, filled up with ``value``."""
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
