@@ -106,8 +106,13 @@ Fact = Begun | PartyState | RoundDone | Ended
 
 
 def encode_fact(fact: Fact) -> bytes:
-    """One line, with its end."""
-    return msgspec.json.encode(fact) + b"\n"
+    """One line, with its end. Raises FormatError for what could not be read again: a number that is none, no text."""
+    try:
+        line = msgspec.json.encode(fact)
+    except (UnicodeEncodeError, msgspec.EncodeError):
+        raise FormatError("a fact has a text that is none") from None
+    decode_facts(line + b"\n", what="a fact")
+    return line + b"\n"
 
 
 def decode_facts(data: bytes, *, what: str = "the run's log") -> tuple[Fact, ...]:
