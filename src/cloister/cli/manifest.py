@@ -13,31 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloister.cli.manifest_shown import show_document
+from cloister.cli.signing_options import EsOption, KeyOption, SshOption, one_signer
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
     from cloister.manifest.acceptance import AcceptedManifest
     from cloister.manifest.manifest import Manifest
     from cloister.manifest.signed import Signed
-    from cloister.manifest.signers import Signer
 
 app = typer.Typer(no_args_is_help=True, help="Write, sign, read and verify what owners decide.")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="Write there, where nothing is yet.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A signed manifest, rule or order.")]
-KeyOption = Annotated[
-    Path | None, typer.Option("--key", metavar="FILE", help="Your key, of `cloister keys new --signing`.")
-]
-EsOption = Annotated[
-    Path | None, typer.Option("--es256", metavar="PEM", help="Your P-256 private key, readable by you alone.")
-]
-SshOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--ssh", metavar="FILE", help="Your SSH key, or its .pub file when an agent or a token has the key."
-    ),
-]
 
 
 @app.command("new")
@@ -59,7 +47,7 @@ def new(
     from cloister.manifest.signed import Signed
     from cloister.manifest.storage import read_signed, write_signed
 
-    text = _read_text(file)
+    text = read_text(file)
     before = None if previous is None else read_signed(previous)
     manifest = draft_manifest(
         text,
@@ -145,7 +133,7 @@ def sign(
     from cloister.manifest.signed import sign as add_signatures
     from cloister.manifest.storage import read_signed, write_signed
 
-    signer = _signer(key, es256, ssh)
+    signer = one_signer(key, es256, ssh)
     signed = read_signed(file)
     kind, document = read_document(signed)
     if not as_json:
@@ -240,7 +228,7 @@ def origin_command(file: FileArgument, as_json: JsonOption = False) -> None:
     from cloister.manifest.storage import read_signed
 
     if file.suffix == ".toml":
-        version, value = 1, drafted_origin(_read_text(file), name=str(file))
+        version, value = 1, drafted_origin(read_text(file), name=str(file))
     else:
         manifest = _manifest_of(read_signed(file))
         version, value = manifest.version, origin(manifest)
@@ -253,11 +241,12 @@ def key_command(
     key: KeyOption = None, es256: EsOption = None, ssh: SshOption = None, as_json: JsonOption = False
 ) -> None:
     """Print the public key as manifests name it."""
-    text = _signer(key, es256, ssh).key
+    text = one_signer(key, es256, ssh).key
     typer.echo(json.dumps({"key": text}) if as_json else text)
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """What a person wrote. Raises :class:`~cloister.errors.UsageError`."""
     from cloister.manifest.signed import MAX_DOCUMENT
     from cloister.manifest.storage import read_bounded
 
@@ -265,21 +254,6 @@ def _read_text(file: Path) -> str:
         return read_bounded(file, limit=MAX_DOCUMENT, what="the file").decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"{file} is not UTF-8 text", todo="save it as UTF-8") from None
-
-
-def _signer(key: Path | None, es256: Path | None, ssh: Path | None) -> Signer:
-    from cloister.manifest.signers import Ed25519Signer, Es256Signer, SshSigner
-    from cloister.sealing.descriptors import read_private
-    from cloister.sealing.key_file import SIGNING_KIND, read_secret
-
-    if [key, es256, ssh].count(None) != 2:
-        raise UsageError("one key signs", todo="give one of --key, --es256 and --ssh")
-    if key is not None:
-        return Ed25519Signer(read_secret(key, SIGNING_KIND))
-    if es256 is not None:
-        return Es256Signer(read_private(es256, what="the private key", limit=16 * 1024))
-    assert ssh is not None  # noqa: S101 -- one of three
-    return SshSigner(ssh)
 
 
 def _manifest_of(signed: Signed) -> Manifest:

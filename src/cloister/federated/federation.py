@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal
 
+from cloister.broker.mesh_request import dns_name
 from cloister.encoding import Record
-from cloister.errors import ManifestError
+from cloister.errors import FormatError, ManifestError
 from cloister.manifest.manifest import Policies, load_policies, named_keys
 from cloister.manifest.names import check_digest, check_names, check_number, check_succession
 from cloister.manifest.owner_key import PublicKey
@@ -22,6 +23,8 @@ MAX_ROUNDS: Final = 10_000
 MAX_DEADLINE: Final = 7 * 86_400
 MAX_ATTEST_MINUTES: Final = 1440
 MILLION: Final = 1_000_000
+AGGREGATOR: Final = "aggregator"
+"""The name of its certificate, which no party may have."""
 Method = Literal["fedavg", "fedprox", "fedadam", "median", "trimmed-mean", "krum"]
 LOOKS: Final[frozenset[Method]] = frozenset({"median", "trimmed-mean", "krum"})
 """Methods that look at single updates, and so cannot be had where nobody may see one."""
@@ -128,6 +131,7 @@ def check_federation(federation: Federation) -> Policies:
     parties = len(federation.parties)
     check_number(parties, what="the number of parties", low=2, high=MAX_PARTIES)
     party_keys(federation)
+    _check_party_names(federation)
     check_number(federation.rounds, what="the number of rounds", low=1, high=MAX_ROUNDS)
     check_number(federation.deadline, what="the seconds of a round", low=1, high=MAX_DEADLINE)
     check_number(
@@ -150,6 +154,17 @@ def check_federation(federation: Federation) -> Policies:
         if not policies:
             raise ManifestError(f"{what} has no policy, so nothing could ever be it", todo="give it one")
     return load_policies(texts)
+
+
+def _check_party_names(federation: Federation) -> None:
+    """They are names of certificates, too."""
+    for name in federation.parties:
+        try:
+            dns_name(name, federation.name)
+        except FormatError as error:
+            raise ManifestError(f"the party {name} cannot have a certificate", todo=error.todo) from None
+        if name == AGGREGATOR:
+            raise ManifestError("no party is called aggregator", todo="give it another name")
 
 
 def _check_task(task: Task) -> None:

@@ -17,7 +17,9 @@ from cloister.manifest.signers import Signer
 
 T = TypeVar("T")
 
-Kind = Literal["manifest", "rule", "order", "request", "witness", "share", "federation"]
+Kind = Literal[
+    "manifest", "rule", "order", "request", "witness", "share", "federation", "delegation", "departure", "inquiry"
+]
 
 MAX_DOCUMENT: Final = 1 << 20
 MAX_SIGNATURES: Final = 64
