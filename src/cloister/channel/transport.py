@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -207,7 +207,7 @@ class AsyncSealedClient(httpx2.AsyncClient):
 def connect(
     url: str,
     *,
-    policy: str | Path | Policy | None = None,
+    policy: str | Path | Policy | Sequence[Policy] | None = None,
     manifest: str | Path | ManifestAnchor | None = None,
     timeout: float | httpx2.Timeout | None = DEFAULT_TIMEOUT,
     transport: httpx2.BaseTransport | None = None,
@@ -218,8 +218,8 @@ def connect(
 ) -> SealedClient:
     """Verify the workload at ``url`` and return a client whose every request is sealed to it.
 
-    ``url`` is an origin (``http://host:8000``), with or without ``/v1``. ``policy`` is a policy or the path of one;
-    instead of it ``manifest`` is an anchor or the path of one, and takes whatever reference values the pinned owners
+    ``url`` is an origin (``http://host:8000``), with or without ``/v1``. ``policy`` is a policy or the path of one,
+    or several of which one has to be met; instead of it ``manifest`` is an anchor or the path of one, and takes whatever reference values the pinned owners
     sign for the workload. ``timeout`` in seconds for requests. ``transport`` carries the sealed bytes (a proxy, a
     test). Only the post-quantum KEM is used unless ``allow_classical_kem``. ``now`` and ``nonce`` are for tests.
     Raises :class:`NetworkError`, :class:`~cloister.errors.PolicyError`, :class:`~cloister.errors.ManifestError` and
@@ -240,7 +240,7 @@ def connect(
 def connect_async(
     url: str,
     *,
-    policy: str | Path | Policy | None = None,
+    policy: str | Path | Policy | Sequence[Policy] | None = None,
     manifest: str | Path | ManifestAnchor | None = None,
     timeout: float | httpx2.Timeout | None = DEFAULT_TIMEOUT,
     transport: httpx2.AsyncBaseTransport | None = None,
@@ -263,7 +263,7 @@ def connect_async(
 
 def prepare(
     url: str,
-    policy: str | Path | Policy | None = None,
+    policy: str | Path | Policy | Sequence[Policy] | None = None,
     *,
     manifest: str | Path | ManifestAnchor | None = None,
     now: Callable[[], int] = wall_clock,
@@ -288,8 +288,8 @@ def prepare(
 
 
 def _accepts(
-    policy: str | Path | Policy | None, manifest: str | Path | ManifestAnchor | None
-) -> Policy | Anchored:
+    policy: str | Path | Policy | Sequence[Policy] | None, manifest: str | Path | ManifestAnchor | None
+) -> Policy | Sequence[Policy] | Anchored:
     """Who is accepted: exactly one of the two says it."""
     if manifest is not None and policy is None:
         return Anchored(manifest if isinstance(manifest, ManifestAnchor) else read_anchor(manifest))
@@ -298,4 +298,4 @@ def _accepts(
             "a workload is accepted by a policy or by a manifest",
             todo="pass exactly one of policy=… and manifest=…",
         )
-    return policy if isinstance(policy, Policy) else read_policy(policy)
+    return read_policy(policy) if isinstance(policy, str | Path) else policy

@@ -6,13 +6,13 @@ and the asynchronous client are one piece of code. Nothing is sealed to a key th
 the claim that a key is gone leads to one new verification, and to one retry only if the attested key did change.
 
 Who pins owners instead of a policy asks for the newest manifest first, each time, and then for evidence that meets one of
-the policies which it has for the workload.
+the policies which it has for the workload. Who was given several policies takes what meets one of them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -87,7 +87,7 @@ Steps = Generator[Send | Read | Keep | Close, Any, T]
 class Verification:
     """The current result for one origin, and how to get another.
 
-    ``accepts`` is a policy, or the anchor of a manifest. ``nonce`` draws 32 fresh bytes; ``now`` is Unix seconds and
+    ``accepts`` is a policy, policies of which one has to be met, or the anchor of a manifest. ``nonce`` draws 32 fresh bytes; ``now`` is Unix seconds and
     never counts as earlier than the newest issue date of collateral that was verified here. Safe to share between
     threads: at worst two verify at once.
     """
@@ -95,7 +95,7 @@ class Verification:
     def __init__(
         self,
         *,
-        accepts: Policy | Anchored,
+        accepts: Policy | Sequence[Policy] | Anchored,
         nonce: Callable[[], bytes],
         now: Callable[[], int],
         allow_classical_kem: bool = False,
@@ -111,7 +111,10 @@ class Verification:
     def verify(self) -> Steps[AttestationResult[KeyMaterial]]:
         """Ask for evidence over a fresh nonce and appraise it. Raises what appraisal raises, or ManifestError."""
         accepted = self._accepts
-        manifest = (yield from self._ask_manifest(accepted)) if isinstance(accepted, Anchored) else accepted
+        if isinstance(accepted, Anchored):
+            policies: Sequence[Policy] = (yield from self._ask_manifest(accepted)).policies
+        else:
+            policies = (accepted,) if isinstance(accepted, Policy) else accepted
         nonce = self._nonce()
         question = encode_json({"nonce": b64url_encode(nonce)})
         fields = ((b"content-type", b"application/json"), (b"accept", b"application/json"))
@@ -122,7 +125,7 @@ class Verification:
                 f"no evidence was shown: the answer was status {head.status}",
                 todo="check the address; is this a Cloister service?",
             )
-        result = _appraise(parse_bundle(body), manifest, nonce=nonce, now=self.now())
+        result = appraise_any(parse_bundle(body), policies, nonce=nonce, now=self.now())
         with self._lock:
             self._floor = max(self._floor, result.claims.issued_at)
             self.result = result
@@ -199,11 +202,12 @@ class Verification:
         )
 
 
-def _appraise(
-    bundle: EvidenceBundle, accepted: Policy | AnchoredManifest, *, nonce: bytes, now: int
+def appraise_any(
+    bundle: EvidenceBundle, policies: Sequence[Policy], *, nonce: bytes, now: int
 ) -> AttestationResult[KeyMaterial]:
-    """Appraise by the policy, or by whichever of the manifest's the evidence meets."""
-    policies = (accepted,) if isinstance(accepted, Policy) else accepted.policies
+    """Appraise by whichever of ``policies`` the evidence meets. Raises what appraisal raises, also where there is none."""
+    if not policies:
+        raise AppraisalRefused("there is no policy that the evidence could meet", todo="give one at least")
     refusals: list[CloisterError] = []
     for policy in policies:
         try:
@@ -224,7 +228,7 @@ def _appraise(
         for number, (policy, error) in enumerate(zip(policies, refusals, strict=True), 1)
     )
     raise AppraisalRefused(
-        f"the evidence meets none of the {len(policies)} policies that the manifest has for it: {reasons}",
+        f"the evidence meets none of the {len(policies)} policies that there are for it: {reasons}",
         todo="if the workload changed, the owners sign a manifest with its new reference values",
     )
 

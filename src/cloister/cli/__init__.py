@@ -22,6 +22,7 @@ from cloister.cli import (
     broker,
     doctor,
     endorsements,
+    federation,
     inspect,
     keys,
     manifest,
@@ -110,6 +111,7 @@ def build() -> typer.Typer:
     app.add_typer(owner.app, name="owner")
     app.add_typer(audit.app, name="audit")
     app.add_typer(witness.app, name="witness")
+    app.add_typer(federation.app, name="federation")
     app.add_typer(endorsements.app, name="endorsements")
     app.add_typer(measure.app, name="measure")
     app.add_typer(policy.app, name="policy")

@@ -129,6 +129,24 @@ def broker(
     _write(broker_events(configuration), simulated_tee, min_evaluation_number, out, as_json)
 
 
+@app.command("federation")
+def federation(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="aggregator, agent or workload.")],
+    name: Annotated[str, typer.Option("--federation", metavar="NAME", help="In which federation.")],
+    simulated_tee: SimulatedOption = None,
+    min_evaluation_number: MinimumOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The policy for `cloister federation aggregate`, `agent` or `work`."""
+    from cloister.federated.configuration import ROLES, federated_events
+
+    known = next((one for one in ROLES if one == role), None)
+    if known is None:
+        raise UsageError(f"there is no role {role[:40]!r} in a federation", todo=f"write {', '.join(ROLES)}")
+    _write(federated_events(known, name), simulated_tee, min_evaluation_number, out, as_json)
+
+
 @app.command("run", context_settings={"allow_interspersed_args": False})
 def run(
     program: ProgramArgument = None,

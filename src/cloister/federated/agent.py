@@ -1,0 +1,374 @@
+"""A party's agent: verifies the aggregator, the other parties' agents and its own workload, before a key moves.
+
+Its people hand it, once they have verified it, the federation that they signed, the party's data keys, and the party's word
+for this agent's key. Then, for as long as it runs, in this order and again every few minutes:
+
+1. The aggregator's evidence meets a policy that every party signed, and binds this very version of the federation.
+2. The workload's evidence meets a policy for it.
+3. Evidence of both, over the aggregator's nonce, is shown to the aggregator, which admits the party or does not.
+4. Evidence of every other admitted party's agent, over this agent's nonce, meets a policy for it.
+5. Only then the data keys go to the workload, sealed to the key in its evidence.
+
+If the aggregator's evidence, or another agent's, does not hold any more, the workload is told nothing further and the agent
+says why. Nothing is retried without a pause, and nothing waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import httpx2
+
+from cloister.channel.evidence_service import EvidenceService
+from cloister.channel.headers import ATTESTATION_PATH
+from cloister.channel.transport import SealedClient, connect
+from cloister.encoding import b64url_encode, encode_json
+from cloister.errors import CloisterError, FederationError, NetworkError
+from cloister.evidence.bundle import MAX_BUNDLE, encode_bundle
+from cloister.evidence.key_material import KeyMaterial
+from cloister.federated.admission import signed_parts, verify_presented
+from cloister.federated.agreement import AgreedFederation
+from cloister.federated.delegation import accept_delegation
+from cloister.federated.identity import Identity
+from cloister.federated.messages import (
+    ADMISSIONS,
+    ATTENDANCE,
+    IDENTITY,
+    MODEL,
+    NONCE,
+    RENEWAL,
+    SESSIONS,
+    STATE,
+    TASK,
+    Admission,
+    Admitted,
+    Ask,
+    Attendance,
+    Attended,
+    Done,
+    JoinOrder,
+    ModelAsked,
+    ModelOrder,
+    Named,
+    Renewal,
+    Requested,
+    Session,
+    TaskOrder,
+    Vouched,
+    WorkAsked,
+    WorkState,
+    Written,
+)
+from cloister.federated.provenance import NAME, Provenance, agreed_chain, verify_files, verify_run
+from cloister.federated.sealed_call import Refused, call
+from cloister.manifest.signed import parse_signed
+from cloister.manifest.storage import write_whole
+
+PAUSE: Final = 0.5
+"""Seconds between two words with the aggregator while the run gathers, and five times that later."""
+RETRY: Final = 2.0
+MOST_RETRIES: Final = 15
+"""The pause before another try grows with their number, to this many times :data:`RETRY`."""
+EVIDENCE_SECONDS: Final = 60.0
+OPEN_SECONDS: Final = 600.0
+"""For a workload to open its model."""
+_log = logging.getLogger("cloister.federated")
+
+
+@dataclass(slots=True)
+class Standing:
+    """How it is with this agent; what its people may be shown."""
+
+    step: str = "waits for its people to join"
+    error: str = ""
+    verified: tuple[str, ...] = ()
+    """Parties whose evidence this agent accepted."""
+    rounds: int = 0
+    over: bool = False
+    written: bool = False
+
+
+@dataclass(slots=True)
+class _Joined:
+    order: JoinOrder
+    agreed: AgreedFederation
+    word: str = field(repr=False, default_factory=lambda: secrets.token_hex(32))
+
+
+class Agent:
+    """One party's. ``aggregator`` and ``workload`` are addresses; who answers there is verified."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        aggregator: str,
+        workload: str,
+        out: Path | None,
+        now: Callable[[], int] = lambda: int(time.time()),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``out`` is where provenance goes when this party receives the model, which its workload writes beside it."""
+        self.identity = identity
+        self.standing = Standing()
+        self._aggregator_url = aggregator
+        self._workload_url = workload
+        self._out = out
+        self._now = now
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._joined: _Joined | None = None
+        self._evidence: tuple[EvidenceService, asyncio.AbstractEventLoop] | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._checkpoint_key: bytes | None = None
+        self._begun = False
+
+    def serve_evidence(self, evidence: EvidenceService, loop: asyncio.AbstractEventLoop) -> None:
+        """This process's evidence, for its own use."""
+        self._evidence = (evidence, loop)
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(10)
+
+    def join(self, order: JoinOrder) -> Done:
+        """What the party's people hand over. Raises ManifestError, FederationError."""
+        agreed = agreed_chain(order.federation, digest=order.digest)
+        accept_delegation(
+            parse_signed(order.delegation), agreed=agreed, party=order.party, agent_key=self.identity.digest,
+            now=self._now(),
+        )  # fmt: skip
+        if order.output not in order.keys:
+            raise FederationError("the key to which the model is sealed was not handed over")
+        with self._lock:
+            if self._joined is not None:
+                raise FederationError("this agent acts for its party already", todo="start another one")
+            self._joined = _Joined(order, agreed)
+            self._thread = threading.Thread(target=self._act, args=(self._joined,), name="agent", daemon=True)
+            self._thread.start()
+        return Done()
+
+    def _act(self, joined: _Joined) -> None:
+        failures = 0
+        while not self._stop.is_set() and not self.standing.over:
+            try:
+                self._attend(joined)
+                self.standing.error = ""
+                failures = 0
+            except NetworkError as error:
+                self.standing.error = str(error)
+                _log.info("%s", error)
+            except CloisterError as error:
+                self.standing.error = str(error)
+                _log.error("%s", error)
+            if self.standing.error:
+                failures += 1
+                self._stop.wait(RETRY * min(failures, MOST_RETRIES))
+
+    def _attend(self, joined: _Joined) -> None:
+        """From verification to the next one."""
+        agreed, party = joined.agreed, joined.order.party
+        self._say("verifies the aggregator")
+        with connect(self._aggregator_url, policy=agreed.aggregator_policies()) as aggregator:
+            root = check_aggregator(_material(aggregator), agreed)
+            self._say("verifies its workload")
+            with connect(self._workload_url, policy=agreed.workload_policies(party)) as workload:
+                nonce = secrets.token_bytes(NONCE)
+                admitted = self._admitted(joined, aggregator, workload, nonce)
+                self._checkpoint_key = admitted.checkpoint_key
+                if self._begun:
+                    self._renew(joined, workload, admitted, root)
+                self._stay(joined, aggregator, workload, admitted, nonce, root)
+
+    def _admitted(
+        self, joined: _Joined, aggregator: SealedClient, workload: SealedClient, nonce: bytes
+    ) -> Admitted:
+        agreed, party = joined.agreed, joined.order.party
+        self._say("shows its evidence to the aggregator")
+        session = call(aggregator, SESSIONS, Ask(party=party, federation=agreed.digest), Session)
+        named = Named(party=party, federation=agreed.federation.name)
+        csr = call(workload, IDENTITY, named, Requested).csr
+        plain = Admission(
+            session=session.session, delegation=joined.order.delegation, agent=self._show(session.nonce),
+            agent_key=self.identity.spki, workload=show_of(self._workload_url, session.nonce), csr=csr, nonce=nonce,
+            checkpoint_key=self._checkpoint_key, seen=self.standing.rounds, signature=b"",
+        )  # fmt: skip
+        signature = self.identity.sign("admission", *signed_parts(plain))
+        fields = {name: getattr(plain, name) for name in plain.__struct_fields__}
+        return call(aggregator, ADMISSIONS, Admission(**(fields | {"signature": signature})), Admitted)
+
+    def _stay(
+        self,
+        joined: _Joined,
+        aggregator: SealedClient,
+        workload: SealedClient,
+        admitted: Admitted,
+        nonce: bytes,
+        root: str,
+    ) -> None:
+        """Verify others, begin, stay in touch, until it is time to attest anew or the run is over."""
+        agreed, party = joined.agreed, joined.order.party
+        federation = agreed.federation
+        until = self._clock() + 0.6 * max(1, admitted.until - self._now())
+        verified: set[str] = set()
+        answers: dict[str, bytes] = {}
+        refused: dict[str, str] = {}
+        self._say("verifies the other parties" if federation.everyone else "waits for the other parties")
+        while not self._stop.is_set() and self._clock() < until:
+            attended = call(
+                aggregator, ATTENDANCE,
+                Attendance(token=admitted.token, answers=answers, ready=self._begun, refused=refused), Attended,
+            )  # fmt: skip
+            answers = {asked.hex(): self._show(asked) for asked in attended.asked.values()}
+            for name, presented in attended.presented.items():
+                if name in verified:
+                    continue
+                try:
+                    verify_presented(presented, agreed=agreed, party=name, nonce=nonce, now=self._now())
+                    verified.add(name)
+                except CloisterError as error:
+                    refused[name] = error.what[:300]
+            self.standing.verified = tuple(sorted(verified))
+            self.standing.rounds = max(self.standing.rounds, attended.rounds)
+            if refused and federation.everyone:
+                told = Attendance(token=admitted.token, answers={}, ready=self._begun, refused=refused)
+                call(aggregator, ATTENDANCE, told, Attended)
+                raise FederationError(
+                    "evidence of other parties does not hold: "
+                    + "; ".join(f"{name}: {why}" for name, why in sorted(refused.items()))
+                )
+            present = {
+                name
+                for name, state in attended.states.items()
+                if state in ("admitted", "ready") and name != party
+            }
+            enough = len(present) + 1 >= federation.minimum
+            if not self._begun and enough and (not federation.everyone or present <= verified):
+                self._begin(joined, workload, admitted, root)
+            if attended.failed:
+                raise FederationError(f"the run ended early: {attended.failed}")
+            if attended.over:
+                self._finish(joined, aggregator, workload, admitted)
+                return
+            if self._begun:
+                self._watch(joined, workload, attended)
+            self._stop.wait(PAUSE if answers or not attended.started else 4 * PAUSE)
+
+    def _begin(self, joined: _Joined, workload: SealedClient, admitted: Admitted, root: str) -> None:
+        self._say("hands the keys to its workload")
+        order = joined.order
+        call(
+            workload, TASK,
+            TaskOrder(
+                federation=order.federation, digest=order.digest, word=joined.word, party=order.party, run=admitted.run,
+                chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=self._tunnel(admitted), keys=order.keys,
+                signers=order.signers, output=order.output,
+            ),
+            Done, seconds=OPEN_SECONDS,
+        )  # fmt: skip
+        self._begun = True
+        self._say("takes part")
+
+    def _renew(self, joined: _Joined, workload: SealedClient, admitted: Admitted, root: str) -> None:
+        call(
+            workload, RENEWAL,
+            Renewal(
+                word=joined.word, chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=self._tunnel(admitted),
+                run=admitted.run,
+            ),
+            Done,
+        )  # fmt: skip
+        self._say("takes part")
+
+    def _watch(self, joined: _Joined, workload: SealedClient, attended: Attended) -> None:
+        state = call(workload, STATE, WorkAsked(word=joined.word), WorkState)
+        if not state.running:
+            raise FederationError("the workload's node has ended", todo="start workload and agent again")
+        self._say(f"takes part, {attended.rounds} rounds are done")
+
+    def _finish(
+        self, joined: _Joined, aggregator: SealedClient, workload: SealedClient, admitted: Admitted
+    ) -> None:
+        """The run is over: a receiver's workload writes the model."""
+        agreed, order = joined.agreed, joined.order
+        if order.party in agreed.federation.receivers:
+            self._say("has the model written")
+            run = call(aggregator, MODEL, ModelAsked(token=admitted.token), Vouched)
+            stated = verify_run(run, agreed)
+            written = call(
+                workload, MODEL, ModelOrder(word=joined.word, vouched=run), Written, seconds=OPEN_SECONDS
+            )
+            verify_files(written.vouched, stated, agreed)
+            provenance = Provenance(
+                federation=order.federation[-1],
+                previous=order.federation[:-1],
+                run=run,
+                files=written.vouched,
+            )
+            if self._out is not None:
+                write_provenance(self._out, encode_json(provenance))
+            self.standing.written = True
+        self.standing.over = True
+        self._say("is done")
+
+    def _tunnel(self, admitted: Admitted) -> str:
+        """Where the workload connects; without a host the aggregator's own."""
+        host = httpx2.URL(self._aggregator_url).host
+        return f"{host}{admitted.tunnel}" if admitted.tunnel.startswith(":") else admitted.tunnel
+
+    def _show(self, nonce: bytes) -> bytes:
+        if self._evidence is None:
+            raise FederationError("this agent cannot show evidence yet", todo="try again in a moment")
+        evidence, loop = self._evidence
+        future = asyncio.run_coroutine_threadsafe(evidence.evidence(nonce), loop)
+        return encode_bundle(future.result(EVIDENCE_SECONDS))
+
+    def _say(self, step: str) -> None:
+        if step != self.standing.step:
+            self.standing.step = step
+            _log.info("%s", step)
+
+
+def check_aggregator(material: KeyMaterial, agreed: AgreedFederation) -> str:
+    """The root of its mesh, if its evidence binds this version of the federation. Raises FederationError."""
+    if material.manifest_sha256 != agreed.digest or material.mesh_root_sha256 is None:
+        raise FederationError(
+            "the aggregator runs another federation, or another version of it, than this party signed",
+            todo="compare the digests; `cloister federation show` prints yours",
+        )
+    return material.mesh_root_sha256
+
+
+def show_of(url: str, nonce: bytes) -> bytes:
+    """Evidence of the service at ``url`` over somebody's nonce, to be handed on unread. Raises NetworkError."""
+    question = encode_json({"nonce": b64url_encode(nonce)})
+    headers = {"content-type": "application/json", "accept": "application/json"}
+    try:
+        with httpx2.Client(timeout=EVIDENCE_SECONDS, verify=url.startswith("https:")) as client:
+            response = client.post(httpx2.URL(url).join(ATTESTATION_PATH), content=question, headers=headers)
+    except httpx2.TransportError as error:
+        raise NetworkError(f"{url} shows no evidence ({type(error).__name__})") from None
+    if response.status_code != 200 or len(response.content) > MAX_BUNDLE:
+        raise Refused(f"{url} shows no evidence: status {response.status_code}")
+    return response.content
+
+
+def write_provenance(folder: Path, data: bytes) -> None:
+    """Beside the model that the workload wrote. Raises UsageError."""
+    write_whole(folder / NAME, data, replace=True)
+
+
+def _material(client: SealedClient) -> KeyMaterial:
+    result = client.attestation
+    assert result is not None  # noqa: S101 -- connect() verified
+    return result.keys

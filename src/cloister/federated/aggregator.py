@@ -1,0 +1,363 @@
+"""The aggregator: admits attested parties, lets their workloads reach Flower's SuperLink, has the run gone through, tells.
+
+Everything that decides is elsewhere: who may take part (admission.py), who is in (roster.py), which updates count and what
+becomes of them (rounds.py, in the ServerApp). Here it is put together, in one process, for one version of a federation. The
+run begins when everybody is ready, or after ``gather`` seconds with those who are, if they are enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+from msgspec import structs
+
+from cloister.broker.audit import measurements_digest
+from cloister.broker.mesh_tls import demanding
+from cloister.channel.evidence_service import EvidenceService
+from cloister.channel.tls_context import server_side, swapping
+from cloister.encoding import encode_json
+from cloister.errors import CloisterError, FederationError
+from cloister.evidence.bundle import encode_bundle
+from cloister.federated.admission import Verified, verify_admission
+from cloister.federated.agreement import AgreedFederation
+from cloister.federated.checkpoint import KEY_SIZE, read_checkpoint
+from cloister.federated.flower_processes import HOST, SuperLink
+from cloister.federated.mesh import FederationMesh, encoded
+from cloister.federated.messages import (
+    Admission,
+    Admitted,
+    Ask,
+    Attendance,
+    Attended,
+    ModelAsked,
+    Session,
+    Vouched,
+)
+from cloister.federated.progress import Fact, PartyState, RoundDone, State, newest_states
+from cloister.federated.provenance import nonce_of, run_stated
+from cloister.federated.relay import Relay, own_node
+from cloister.federated.roster import Member, Roster
+from cloister.federated.run_folder import FOLDER, RunFolder, RunOrder
+from cloister.federated.serving import ThreadedServer, peer_certificate
+
+PAUSE: Final = 0.2
+EVIDENCE_SECONDS: Final = 60.0
+RENEW_TLS: Final = 1800.0
+"""Seconds after which the aggregator's own certificate is made anew."""
+_log = logging.getLogger("cloister.federated")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things are."""
+
+    memory: Path
+    """A private folder in memory, empty, that ends with the process."""
+    state: Path
+    """On the host's disk: the sealed checkpoint."""
+
+
+class Aggregator:
+    """One version of a federation. Threads may share it. ``initial`` is the first model as safetensors."""
+
+    def __init__(
+        self,
+        agreed: AgreedFederation,
+        mesh: FederationMesh,
+        *,
+        initial: bytes,
+        places: Places,
+        tunnel: socket.socket,
+        public_tunnel: str,
+        gather: float,
+        evidence: Callable[[], str],
+        now: Callable[[], int] = lambda: int(time.time()),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._agreed = agreed
+        self._mesh = mesh
+        self._initial = initial
+        self._state = places.state
+        self._tunnel = public_tunnel
+        self._gather = gather
+        self._evidence = evidence
+        self._now = now
+        self._clock = clock
+        self._begun = clock()
+        self._lock = threading.RLock()
+        federation = agreed.federation
+        self._roster = Roster(federation.parties, everyone=federation.everyone, entropy=secrets.token_bytes)
+        run = places.memory / "run"
+        run.mkdir(mode=0o700)
+        self._folder = RunFolder(run)
+        flower = places.memory / "flower"
+        flower.mkdir(mode=0o700)
+        self._superlink = SuperLink(flower, environment={FOLDER: str(run)})
+        self._nodes: dict[bytes, int] = {}
+        self._keys: list[bytes] = []
+        """Checkpoint keys that parties brought, the newest last."""
+        self._own_key = secrets.token_bytes(KEY_SIZE)
+        self._seen = 0
+        self._said: dict[str, PartyState] = {}
+        self._run = ""
+        self._started = False
+        self._failed = ""
+        self._simulated = False
+        self._over = threading.Event()
+        client = httpx2.AsyncClient(
+            base_url=f"https://{HOST}:{self._superlink.port}", verify=_trusting(self._superlink.certificate),
+            limits=httpx2.Limits(max_connections=256),
+        )  # fmt: skip
+        self.relay = Relay(client, check=self._admit_request)
+        self._tls = mesh.server(now=now())
+        context = swapping(demanding(server_side()), lambda: self._tls)
+        self._server = ThreadedServer(self.relay, tunnel, context, name="federation-tunnel")
+        self._conductor = threading.Thread(target=self._conduct, name="conductor", daemon=True)
+        self._conductor.start()
+
+    def close(self) -> None:
+        """End Flower and the tunnel."""
+        self._over.set()
+        self._conductor.join(10)
+        self._server.close()
+        self._superlink.close()
+
+    # What agents ask (messages.py).
+
+    def open_session(self, ask: Ask) -> Session:
+        if ask.federation != self._agreed.digest:
+            raise FederationError(
+                "this aggregator runs another federation, or another version of it",
+                todo=f"its digest is {self._agreed.digest}",
+            )
+        with self._lock:
+            session, nonce = self._roster.open_session(ask.party, now=self._clock())
+        return Session(session=session, nonce=nonce)
+
+    def admit(self, admission: Admission) -> Admitted:
+        with self._lock:
+            party, nonce = self._roster.take_session(admission.session, now=self._clock())
+        now = self._now()
+        try:
+            found = verify_admission(admission, agreed=self._agreed, party=party, nonce=nonce, now=now)
+        except CloisterError as error:
+            self._tell(party, "excluded", error.what, None)
+            with self._lock:
+                self._roster.exclude(party)
+            raise
+        node = self._node(found.workload_key)
+        with self._lock:
+            seconds = min(found.until - now, 60 * self._agreed.federation.attest_minutes)
+            member = Member(
+                party=party, agent_key=admission.agent_key, delegation=admission.delegation,
+                workload_key=found.workload_key, nonce=admission.nonce, until=self._clock() + seconds,
+            )  # fmt: skip
+            token = self._roster.admit(member)
+            self._nodes[found.workload_key] = node
+            if admission.checkpoint_key is not None and admission.checkpoint_key not in self._keys:
+                self._keys.append(admission.checkpoint_key)
+            self._seen = max(self._seen, admission.seen)
+            self._simulated |= found.agent.claims.simulated or found.workload.claims.simulated
+            key = self._key()
+            self._write_roster()
+        self._tell(party, member.state, "", found)
+        chain = self._mesh.issue(admission.csr, name=party, evidence=admission.workload, now=now)
+        return Admitted(
+            token=token, run=self._run, chain=chain, bundle=encoded(self._mesh), tunnel=self._tunnel,
+            checkpoint_key=key, until=now + seconds,
+        )  # fmt: skip
+
+    def attend(self, attendance: Attendance) -> Attended:
+        federation = self._agreed.federation
+        with self._lock:
+            member = self._roster.member(attendance.token, now=self._clock())
+            self._roster.show(member, attendance.answers)
+            news = attendance.ready and self._roster.set_ready(member)
+            if news:
+                self._write_roster()
+            asked = self._roster.asked_of(member)
+            presented = self._roster.presented_to(member)
+            states = self._roster.states()
+        for refused, reason in list(attendance.refused.items())[: len(federation.parties)]:
+            _log.warning("%s refuses the evidence of %s: %s", member.party, refused[:64], reason[:200])
+        if news:
+            self._tell(member.party, "ready", "", None)
+        done = [fact for fact in self.facts() if isinstance(fact, RoundDone)]
+        ended = self._folder.ended()
+        return Attended(
+            asked=asked, presented=presented, states=states, started=self._started,
+            rounds=done[-1].number if done else 0, over=ended is not None and ended.finished,
+            failed=self._failed or ("" if ended is None or ended.finished else ended.reason),
+        )  # fmt: skip
+
+    def leave(self, party: str) -> None:
+        """Its people said so, by the party's key."""
+        with self._lock:
+            self._roster.leave(party)
+            self._write_roster()
+        self._tell(party, "left", "its people said so", None)
+
+    def facts(self) -> tuple[Fact, ...]:
+        """All that happened."""
+        return self._folder.facts()
+
+    def states(self) -> dict[str, str]:
+        """What each party is now."""
+        with self._lock:
+            return self._roster.states()
+
+    def statement(self, asked: ModelAsked) -> bytes:
+        """Of a run that is over, for a receiver. Raises FederationError."""
+        with self._lock:
+            member = self._roster.member(asked.token, now=self._clock())
+        if member.party not in self._agreed.federation.receivers:
+            raise FederationError(f"{member.party} does not receive the model")
+        ended = self._folder.ended()
+        if ended is None or not ended.finished:
+            raise FederationError("the run is not over")
+        facts = self.facts()
+        rounds = [fact for fact in facts if isinstance(fact, RoundDone)]
+        first = hashlib.sha256(self._initial).hexdigest()
+        stated = run_stated(
+            self._agreed.digest, self._run, first, rounds, newest_states(facts), at=self._now()
+        )
+        return encode_json(stated)
+
+    @property
+    def ended(self) -> str | None:
+        """None while the run goes on; then why it ended, empty where all rounds were done."""
+        if self._failed:
+            return self._failed
+        ended = self._folder.ended()
+        return None if ended is None else ended.reason
+
+    def _admit_request(self, scope: Any) -> None:
+        """The relay's check: an admitted party's certificate, with that party's own node key."""
+        der = peer_certificate(scope)
+        if der is None:
+            raise FederationError("a connection showed no certificate")
+        peer = self._mesh.peer(der, now=self._now())
+        with self._lock:
+            member = self._roster.by_key(peer.public_key)
+        if member is None or member.party != peer.workload:
+            raise FederationError(f"{peer.workload} is not admitted, or with another key")
+        own_node(scope, peer.public_key)
+
+    def _node(self, spki: bytes) -> int:
+        with self._lock:
+            known = self._nodes.get(spki)
+        return self._superlink.register(spki) if known is None else known
+
+    def _key(self) -> bytes:
+        return self._keys[-1] if self._keys else self._own_key
+
+    def _write_roster(self) -> None:
+        ready = self._roster.ready()
+        self._folder.write_roster(
+            {party: self._nodes[member.workload_key] for party, member in ready.items()}
+        )
+
+    def _conduct(self) -> None:
+        """Exclude whose evidence ended; begin the run when it is time."""
+        renewed = self._clock()
+        while not self._over.wait(PAUSE):
+            with self._lock:
+                late = self._roster.ended(now=self._clock())
+                if late:
+                    self._write_roster()
+            for party in late:
+                self._tell(party, "excluded", "its evidence ended, and no fresh one came", None)
+            if self._started and not self._failed and (reason := self._folder.failed()):
+                self._failed = reason
+                _log.error("the run cannot go on: %s", reason)
+            if not self._started and not self._failed and self._may_start():
+                try:
+                    self._start()
+                except CloisterError as error:
+                    self._failed = str(error)
+                    _log.error("the run did not begin: %s", error)
+            if self._clock() - renewed > RENEW_TLS:
+                renewed = self._clock()
+                self._tls = self._mesh.server(now=self._now())
+
+    def _may_start(self) -> bool:
+        with self._lock:
+            ready = self._roster.ready()
+            enough = len(ready) >= self._agreed.federation.minimum
+            return enough and (self._roster.complete() or self._clock() - self._begun > self._gather)
+
+    def _start(self) -> None:
+        key, run = self._resumed()
+        self._run = run
+        order = RunOrder(
+            federation=self._agreed.signed.document, digest=self._agreed.digest, run=run, state=str(self._state), key=key,
+            evidence=self._evidence(), simulated=self._simulated,
+        )  # fmt: skip
+        self._folder.write_order(order, self._initial)
+        self._superlink.run()
+        self._started = True
+
+    def _resumed(self) -> tuple[bytes, str]:
+        """Key and name of the run: of the checkpoint that is there, else new ones. Raises FederationError."""
+        reason = ""
+        for key in [self._own_key, *self._keys][::-1]:
+            try:
+                checkpoint = read_checkpoint(self._state, federation=self._agreed.digest, key=key)
+            except CloisterError as error:
+                reason = error.what
+                continue
+            if checkpoint is None:
+                if self._seen:
+                    raise FederationError(
+                        f"parties have seen round {self._seen}, and there is no checkpoint",
+                        todo="restore the aggregator's state folder",
+                    )
+                return self._key(), secrets.token_hex(16)
+            if checkpoint.kept.number < self._seen:
+                raise FederationError(
+                    f"the checkpoint is of round {checkpoint.kept.number}, and parties have seen round {self._seen}",
+                    todo="somebody restored an older one: restore the newest",
+                )
+            return key, checkpoint.run
+        raise FederationError(
+            f"the checkpoint of an earlier run cannot be used ({reason})",
+            todo="start an agent that took part in it, or remove the state folder to begin anew",
+        )
+
+    def _tell(self, party: str, state: State, reason: str, found: Verified | None) -> None:
+        said = self._said.get(party, PartyState(
+            at=0, party=party, state=state, reason="", agent="", workload="", measurements="", tee="", until=0
+        ))  # fmt: skip
+        if found is not None:
+            said = structs.replace(
+                said, agent=found.agent_digest, workload=found.workload_digest, until=found.until,
+                measurements=measurements_digest(found.workload.claims), tee=str(found.workload.claims.tee),
+            )  # fmt: skip
+        fact = structs.replace(said, at=self._now(), state=state, reason=reason[:300])
+        with self._lock:
+            self._said[party] = fact
+            self._folder.tell_of_party(fact)
+
+
+def vouch(evidence: EvidenceService, loop: asyncio.AbstractEventLoop, statement: bytes) -> Vouched:
+    """``statement`` with this process's evidence over its digest. For a thread beside the loop."""
+    future = asyncio.run_coroutine_threadsafe(evidence.evidence(nonce_of(statement)), loop)
+    return Vouched(statement=statement, evidence=encode_bundle(future.result(EVIDENCE_SECONDS)))
+
+
+def _trusting(pem: bytes) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=pem.decode("ascii"))
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context

@@ -1,0 +1,160 @@
+"""Between SuperNode and SuperLink: a relay at each end of a mutual TLS connection inside the federation's mesh.
+
+Flower's SuperLink serves its Fleet API, by which nodes exchange messages, on one port with the APIs that start runs and
+register nodes, and knows no client certificates. So nobody reaches it but through the aggregator's relay, which passes the
+Fleet API's own paths alone, from a connection whose certificate is an admitted party's, with the node key of that very
+party. The relay at the party's end carries the certificate; of what comes back it looks at one thing, the bundle of code
+that Flower hands out: any other than the one that this program makes itself is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import httpx2
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_public_key,
+)
+
+from cloister.channel import asgi
+from cloister.errors import CloisterError, FederationError
+
+FLEET: Final = "/v1/fleet/"
+GET_FAB: Final = f"{FLEET}get-fab"
+PATHS: Final = frozenset(
+    FLEET + name
+    for name in (
+        "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab",
+        "push-object", "pull-object", "confirm-message-received",
+    )
+)  # fmt: skip
+"""All of the Fleet API but registration, which the aggregator does itself."""
+KEY_HEADER: Final = b"flwr-public-key"
+PEER: Final = "cloister.peer"
+"""The scope's extension that has the certificate of the other side, DER (peer_protocol.py)."""
+MAX_BODY: Final = 64 << 20
+"""Bytes of one request or answer; Flower cuts large arrays into pieces of 5 MiB."""
+MAX_FAB: Final = 1 << 20
+SECONDS: Final = 120.0
+_HOP: Final = frozenset(
+    (b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"te", b"upgrade")
+)
+_log = logging.getLogger("cloister.federated")
+
+Check = Callable[[Mapping[str, Any]], None]
+"""Looks at a request's scope. Raises FederationError for what is not passed on."""
+CheckAnswer = Callable[[str, bytes], None]
+"""Looks at an answer by the request's path. Raises FederationError."""
+
+
+class Relay:
+    """ASGI application that passes requests on to ``client`` and answers back."""
+
+    def __init__(
+        self,
+        client: httpx2.AsyncClient,
+        *,
+        check: Check,
+        check_answer: CheckAnswer = lambda _path, _body: None,
+        name: str | None = None,
+    ) -> None:
+        """``name`` is what the other side's certificate has to be called, where that is not its address."""
+        self._client = client
+        self._extensions = {} if name is None else {"sni_hostname": name}
+        self._check = check
+        self._check_answer = check_answer
+        self.bytes = 0
+        """Of all bodies passed on, both ways."""
+
+    def use(self, client: httpx2.AsyncClient) -> None:
+        """Pass on by ``client`` from now on: a renewed certificate."""
+        self._client = client
+
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        try:
+            if scope["method"] != "POST" or path not in PATHS or scope["query_string"]:
+                raise FederationError("this is none of the paths by which parties exchange messages")
+            self._check(scope)
+            body = await asgi.read_body(receive, limit=MAX_BODY, seconds=SECONDS)
+            fields = [(name, value) for name, value in scope["headers"] if name not in _HOP]
+            answer = await self._client.request(
+                "POST", path, content=body, headers=fields, timeout=SECONDS, extensions=self._extensions
+            )
+            content = answer.content
+            self._check_answer(path, content)
+        except asgi.ClientGone:
+            return
+        except CloisterError as error:
+            _log.warning("refused: %s", error)
+            await _answer(send, 403, [], error.what.encode())
+        except (httpx2.HTTPError, OSError, TimeoutError) as error:
+            _log.debug("not passed on (%s)", type(error).__name__)
+            await _answer(send, 503, [], b"the other side does not answer")
+        else:
+            self.bytes += len(body) + len(content)
+            back = [
+                (name, value) for name, value in answer.headers.raw
+                if name.lower() not in _HOP and name.lower() != b"content-encoding"
+            ]  # fmt: skip
+            await _answer(send, answer.status_code, back, content)
+
+
+def own_node(scope: Mapping[str, Any], spki: bytes) -> None:
+    """Raise FederationError unless the request's node key is ``spki`` (DER)."""
+    found = [value for name, value in scope["headers"] if name == KEY_HEADER]
+    try:
+        if len(found) != 1:
+            raise ValueError
+        key = load_pem_public_key(base64.b64decode(found[0], validate=True))
+        shown = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        load_der_public_key(spki)
+    except (ValueError, TypeError):
+        raise FederationError("a request names no node key") from None
+    if shown != spki:
+        raise FederationError("a request names another node key than its connection's certificate has")
+
+
+def own_bundle(digest: str) -> CheckAnswer:
+    """The check of a party's relay: Flower's bundle is the one that this program makes itself."""
+
+    def check(path: str, body: bytes) -> None:
+        if path != GET_FAB:
+            return
+        from flwr.proto.fab_pb2 import GetFabResponse  # noqa: PLC0415 -- loads Flower
+
+        if len(body) > MAX_FAB:
+            raise FederationError("the bundle of code is longer than it can be")
+        answer = GetFabResponse.FromString(body)
+        if hashlib.sha256(answer.fab.content).hexdigest() != digest:
+            raise FederationError(
+                "the aggregator sends other code than this program's own", todo="verify the aggregator anew"
+            )
+
+    return check
+
+
+async def _answer(send: asgi.Send, status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
+    fields = [*fields, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _lifespan(receive: asgi.Receive, send: asgi.Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,262 @@
+"""The rounds of a run: ask the parties that are ready, take what may be used, combine, score, keep, tell. No network here.
+
+How parties are asked is an argument (:class:`Exchange`; over Flower it is flower_server.py), and so are the clock and who
+is ready. After each round its result is kept before anybody hears of it, so a run that was killed goes on from its last
+round with the same result. Nothing waits without end: a round ends at its deadline, and so does waiting for parties.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from cloister.errors import CloisterError, FederationError, UpdateRefused
+from cloister.federated.aggregation import Aggregator
+from cloister.federated.federation import MILLION, Federation, Privacy
+from cloister.federated.privacy import Budget
+from cloister.federated.progress import Ended, Fact, RoundDone, Share
+from cloister.federated.round import Head, Round
+from cloister.federated.updates import Arrays, check_update, decode_arrays, encode_arrays
+
+PAUSE: Final = 0.5
+MAX_EXAMPLES: Final = 10_000_000
+MAX_SECONDS: Final = 10_000_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one party is asked: to train from a model, to score it, or a step of secure aggregation."""
+
+    kind: str
+    run: str
+    number: int
+    model: str
+    """SHA-256 of the model's safetensors."""
+    content: bytes = b""
+    """The model, or empty where the party has it already; in secure aggregation a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, from whom by the key of its connection; the rest is what it says."""
+
+    party: str
+    run: str
+    number: int
+    content: bytes
+    examples: int
+    metrics: Mapping[str, float]
+    error: str = ""
+    """Why there is none."""
+
+
+class Exchange(Protocol):
+    """How parties are asked."""
+
+    def ask(self, requests: Mapping[str, Request], *, seconds: float) -> Iterator[Reply]:
+        """Replies as they come, of some of the parties, until all are there or time is over."""
+
+    def ready(self) -> frozenset[str]:
+        """Parties whose evidence holds at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A run after a round: all that goes on with it."""
+
+    number: int
+    model: Arrays
+    state: Arrays
+    """Of the way of aggregation."""
+
+
+class Rounds:
+    """One run. ``keep`` stores a :class:`Kept` for good, and only then tells what happened."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        run: str,
+        exchange: Exchange,
+        *,
+        keep: Callable[[Kept, Fact], None],
+        now: Callable[[], int] = lambda: int(time.time()),
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._federation = federation
+        self._run = run
+        self._exchange = exchange
+        self._keep = keep
+        self._now = now
+        self._clock = clock
+        self._sleep = sleep
+        self._aggregator = Aggregator(federation)
+        self._budget = Budget(federation)
+        self._holds: dict[str, str] = {}
+        """Party → digest of the model that it has."""
+
+    def go_on(self, kept: Kept) -> Kept:
+        """All rounds that are left. What ends a run early is told as a fact, and not raised."""
+        self._aggregator.restore(kept.state)
+        finished, reason = False, ""
+        try:
+            for number in range(kept.number + 1, self._federation.rounds + 1):
+                kept = self._round(number, kept)
+            finished = True
+        except FederationError as error:
+            reason = str(error)
+        ended = Ended(
+            at=self._now(), finished=finished, reason=reason, rounds=kept.number,
+            model=digest_of(encode_arrays(kept.model)),
+        )  # fmt: skip
+        self._keep(kept, ended)
+        return kept
+
+    def _round(self, number: int, kept: Kept) -> Kept:
+        self._budget.check_next(kept.number)
+        parties = self._gathered()
+        begun = self._clock()
+        blob = encode_arrays(kept.model)
+        updates, shares, refused = self._train(number, kept.model, blob, parties)
+        model = self._aggregator.combine(
+            kept.model, {party: (arrays, shares[party].examples) for party, arrays in updates.items()},
+            number=number,
+        )  # fmt: skip
+        after = encode_arrays(model)
+        scores = self._score(number, after, sorted(updates))
+        for party, (found, _) in scores.items():
+            shares[party] = Share(
+                examples=shares[party].examples, bytes=shares[party].bytes, norm=shares[party].norm,
+                metrics=shares[party].metrics, scores=found,
+            )  # fmt: skip
+        fact = RoundDone(
+            at=self._now(), number=number, seconds=round(self._clock() - begun, 3), shares=shares, refused=refused,
+            scores=_weighted(list(scores.values())), epsilon=self._spent(number, shares), model=digest_of(after),
+            down=len(blob),
+        )  # fmt: skip
+        kept = Kept(number, model, self._aggregator.state())
+        self._keep(kept, fact)
+        return kept
+
+    def _gathered(self) -> list[str]:
+        """Parties of the next round; as long as there are too few, at most a round's time is waited."""
+        until = self._clock() + self._federation.deadline
+        while len(ready := self._exchange.ready()) < self._federation.minimum:
+            if self._clock() > until:
+                raise FederationError(
+                    f"{len(ready)} parties are ready, and a round needs {self._federation.minimum}",
+                    todo="start the others' agents, then the aggregator again: it goes on from its last round",
+                )
+            self._sleep(PAUSE)
+        return sorted(ready)
+
+    def _train(
+        self, number: int, model: Arrays, blob: bytes, parties: list[str]
+    ) -> tuple[dict[str, Arrays], dict[str, Share], dict[str, str]]:
+        """Updates that may be used, what each party brought, and why others' may not."""
+        federation, digest = self._federation, digest_of(blob)
+        desk = Round(
+            self._run, number, parties, minimum=federation.minimum, begun=self._clock(), deadline=federation.deadline,
+        )  # fmt: skip
+        updates: dict[str, Arrays] = {}
+        shares: dict[str, Share] = {}
+        refused: dict[str, str] = {}
+        requests = {
+            party: Request(
+                "train", self._run, number, digest, b"" if self._holds.get(party) == digest else blob
+            )
+            for party in parties
+        }
+        largest = federation.aggregation.largest_ppm / MILLION
+        for reply in self._exchange.ask(requests, seconds=federation.deadline):
+            try:
+                if reply.error:
+                    raise UpdateRefused(reply.error)
+                arrays = decode_arrays(
+                    reply.content, what=f"the update of {reply.party}", limit=2 * len(blob) + 65536
+                )
+                norm = check_update(arrays, model=model, largest=largest, what=f"the update of {reply.party}")
+                examples = _counted(reply)
+                desk.take(Head(reply.run, reply.number, reply.party), now=self._clock())
+            except CloisterError as error:
+                refused[reply.party] = error.what
+                continue
+            updates[reply.party] = arrays
+            shares[reply.party] = Share(
+                examples=examples, bytes=len(reply.content), norm=round(norm, 6),
+                metrics=self._leaving(reply.metrics), scores={},
+            )  # fmt: skip
+        for party in set(parties) - self._exchange.ready():
+            desk.exclude(party)
+            updates.pop(party, None)
+            shares.pop(party, None)
+            refused[party] = "its evidence does not hold any more"
+        for party in set(parties) - desk.brought - refused.keys():
+            refused[party] = f"nothing came within {federation.deadline} s"
+        if len(updates) < federation.minimum:
+            raise FederationError(
+                f"round {number} has {len(updates)} updates that may be used, and needs {federation.minimum}: "
+                + "; ".join(f"{party}: {why}" for party, why in sorted(refused.items())),
+                todo="mend what is said of the parties, then start the aggregator again",
+            )
+        return dict(sorted(updates.items())), dict(sorted(shares.items())), refused
+
+    def _score(self, number: int, blob: bytes, parties: list[str]) -> dict[str, tuple[dict[str, float], int]]:
+        """What parties say of the round's model; who does not answer says nothing."""
+        digest = digest_of(blob)
+        requests = {party: Request("score", self._run, number, digest, blob) for party in parties}
+        found = {}
+        for reply in self._exchange.ask(requests, seconds=self._federation.deadline):
+            if reply.error or (reply.run, reply.number) != (self._run, number):
+                continue
+            self._holds[reply.party] = digest
+            # 0 examples: a party without a held-out part.
+            if reply.examples > 0:
+                found[reply.party] = (self._leaving(reply.metrics), min(reply.examples, MAX_EXAMPLES))
+        return dict(sorted(found.items()))
+
+    def _leaving(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Of what a party says, what the federation lets leave and a number can be."""
+        return {
+            name: round(value, 6)
+            for name, value in sorted(metrics.items())
+            if name in self._federation.metrics and 0 <= value <= MAX_SECONDS
+        }
+
+    def _spent(self, number: int, shares: Mapping[str, Share]) -> float | None:
+        privacy = self._federation.privacy
+        if not isinstance(privacy, Privacy):
+            return None
+        if privacy.of == "clients":
+            return round(self._budget.spent(number), 6)
+        told = [share.metrics["epsilon"] for share in shares.values() if "epsilon" in share.metrics]
+        return max(told, default=None)
+
+
+def digest_of(blob: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(blob).hexdigest()
+
+
+def _counted(reply: Reply) -> int:
+    if not 1 <= reply.examples <= MAX_EXAMPLES:
+        raise UpdateRefused(
+            f"the update of {reply.party} is said to be of {reply.examples} examples; 1 to {MAX_EXAMPLES} are believed"
+        )
+    return reply.examples
+
+
+def _weighted(found: list[tuple[dict[str, float], int]]) -> dict[str, float]:
+    """The mean of each metric that all told, by examples."""
+    if not found:
+        return {}
+    names = set.intersection(*(set(metrics) for metrics, _ in found))
+    total = sum(examples for _, examples in found)
+    return {
+        name: round(sum(metrics[name] * examples for metrics, examples in found) / total, 6)
+        for name in sorted(names)
+    }
