@@ -1,4 +1,5 @@
 # make demo   a sealed question to a sealed model, as separate processes on this machine
+# make federated-demo   three hospitals train one model, as separate processes on this machine: minutes
 # make test   everything that CI runs: lint, types, layers, unit, property, vectors, contracts, scenarios
 # make test-browser   other people's packages in a real Chromium ask our gateway; slow lane, not part of make test
 # make bench  the scoreboard: every figure of docs/benchmarks/, written by the run; SECTION=figure6 one section, QUICK=1 a short pass
@@ -16,10 +17,10 @@ PARALLEL := -n auto --dist loadfile
 # A virtual environment does not survive being moved or copied: then it is set up again.
 MOVED := $(shell [ "$$(cat $(VENV)/.made-at 2>/dev/null)" = "$$(pwd -P)" ] || echo moved)
 
-.PHONY: moved demo test test-browser lint unit bench fuzz train clean help
+.PHONY: moved demo federated-demo test test-browser lint unit bench fuzz train clean help
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 $(VENV)/.demo-ready: pyproject.toml constraints.txt scripts/setup.sh $(MOVED)
 	@scripts/setup.sh demo
@@ -34,6 +35,9 @@ $(VENV)/.browser-ready: pyproject.toml constraints.txt scripts/setup.sh $(MOVED)
 demo: export DEMO_QUESTION := $(value QUESTION)
 demo: $(VENV)/.demo-ready
 	@$(BIN)/python examples/sealed_question.py $${DEMO_QUESTION:+--question "$$DEMO_QUESTION"}
+
+federated-demo: $(VENV)/.test-ready
+	@$(BIN)/python examples/federated_hospitals.py $(if $(SENTENCES),--sentences $(SENTENCES)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 lint: $(VENV)/.test-ready
 	@$(BIN)/ruff check .

@@ -131,14 +131,10 @@ class Federation:
         """Make the document, and have every party sign it."""
         description = self.root / "federation.toml"
         description.write_text(self.description(), "utf-8")
-        created = json.loads(
-            cloister("federation", "create", description, "--out", self.document, "--json")
-        )
+        created = json.loads(cloister("federation", "create", description, "--out", self.document, "--json"))
         digest = str(created["digest"])
         for party in self.parties.values():
-            cloister(
-                "federation", "approve", self.document, "--key", party.key, "--digest", digest, "--json"
-            )
+            cloister("federation", "approve", self.document, "--key", party.key, "--digest", digest, "--json")
         return digest
 
     def description(self) -> str:
@@ -146,7 +142,8 @@ class Federation:
         lines = [
             f'name = "{NAME}"', f"rounds = {self.rounds}", f"deadline = {self.deadline}", f"minimum = {self.minimum}",
             "attest-minutes = 30", f"everyone = {json.dumps(self.everyone)}", f"metrics = {json.dumps(list(self.metrics))}",
-            f"receivers = {json.dumps(list(self.receivers or self.files))}", f'aggregator = ["{AGGREGATOR}/aggregator.toml"]',
+            f"receivers = {json.dumps(list(self.receivers or self.files))}",
+            f'aggregator = ["{AGGREGATOR}/aggregator.toml"]',
         ]  # fmt: skip
         if self.privacy is None:
             lines.append('privacy = "none"')
@@ -155,8 +152,16 @@ class Federation:
                 f"[parties.{name}]", f'key = "{party.public_key()}"', f'agent = ["{name}/agent.toml"]',
                 f'workload = ["{name}/workload.toml"]',
             ]  # fmt: skip
-        lines += ["[task]", f'plugin = "{self.plugin}"', 'code = "this"', f"model = {json.dumps(str(self.model))}"]
-        lines += ["[task.settings]", *(f"{name} = {json.dumps(value)}" for name, value in self.settings.items())]
+        lines += [
+            "[task]",
+            f'plugin = "{self.plugin}"',
+            'code = "this"',
+            f"model = {json.dumps(str(self.model))}",
+        ]
+        lines += [
+            "[task.settings]",
+            *(f"{name} = {json.dumps(value)}" for name, value in self.settings.items()),
+        ]
         aggregation = {"method": self.method, "secure": False, "largest": 100.0, **self.aggregation}
         lines += ["[aggregation]", *(f"{name} = {json.dumps(value)}" for name, value in aggregation.items())]
         if self.privacy is not None:

@@ -215,6 +215,7 @@ def work(
     attester = machine.launch(federated_events("workload", federation))
     with memory_folder("workload") as memory:
         made = Workload(Identity.generate(), Places(memory=memory, data=data, model=model))
+        made.warm_up()
         gateway, keyring = workload_service(made, OwnEvidence(), attester=attester, memory=memory, out=out)
         try:
             run_server(gateway, listener, name="workload", as_json=as_json)

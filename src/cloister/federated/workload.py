@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import importlib
 import logging
 import threading
 import time
@@ -100,6 +101,16 @@ class Workload:
         self._node: SuperNode | None = None
         self._tunnel = ""
         self._run = ""
+
+    def warm_up(self) -> None:
+        """Load in a thread what every task needs, so that an order does not wait for it."""
+
+        def load() -> None:
+            importlib.import_module("torch")
+            importlib.import_module("transformers")
+            app_digest()
+
+        threading.Thread(target=load, name="warm-up", daemon=True).start()
 
     def close(self) -> None:
         """End Flower's node and let go of everything."""
@@ -203,7 +214,7 @@ class Workload:
 
     def own(self, word: str) -> TaskOrder:
         """The order, for who gave it. Raises FederationError."""
-        if self.order is None or not hmac.compare_digest(self.order.word, word):
+        if self.order is None or not hmac.compare_digest(self.order.word.encode(), word.encode()):
             raise FederationError("this is not the agent that gave the task")
         return self.order
 
