@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cloister.errors import UsageError
-from cloister.federated.tasks import ExamplePrivacy, Opening, Settings
+from cloister.federated.tasks import ExamplePrivacy, Opening, Settings, Spend
 from cloister.federated.updates import Arrays
 from cloister.inference.model_files import ModelFiles
 
@@ -92,6 +92,7 @@ def opening(
     proximal: float = 0.0,
     privacy: ExamplePrivacy | None = None,
     seed: int = 0,
+    spend: Spend | None = None,
 ) -> Iterator[Opening]:
     """Of the model in ``folder``; ``files`` are the party's data."""
     held = files or {}
@@ -102,7 +103,7 @@ def opening(
         return io.BytesIO(held[name])
 
     with ModelFiles.of_path(folder) as model:
-        yield Opening(model, settings, read, proximal, privacy, seed)
+        yield Opening(model, settings, read, proximal, privacy, seed, spend)
 
 
 def jsonl(rows: list[dict[str, Any]]) -> bytes:

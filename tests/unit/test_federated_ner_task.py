@@ -16,11 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, FederationError, FormatError, UsageError
+from cloister.federated.ledger import Ledger
 from cloister.federated.ner_task import NerTraining, read_settings
 from cloister.federated.pretrained import check_length
+from cloister.federated.privacy import Charge, spent
 from cloister.federated.tagger_files import open_tagger
-from cloister.federated.tasks import Opening, Settings, find_task
+from cloister.federated.tasks import ExamplePrivacy, Opening, Settings, Trained, find_task
 from cloister.federated.updates import decode_arrays, encode_arrays
+from cloister.sealing.key_file import KeyFile
 from task_parts import PRIVACY, WORDS, distance, opening, same, save_encoder
 
 SETTINGS: Settings = {
@@ -315,10 +318,159 @@ def test_a_model_that_cannot_be_trusted_or_learned_from_is_refused(changed: str,
     assert "\n" not in str(refused.value)
 
 
-def test_the_privacy_of_examples_is_not_promised_where_it_is_not_kept(opened: Any) -> None:
+def test_private_training_without_a_ledger_is_refused(opened: Any) -> None:
     task = opened(privacy=PRIVACY)
-    with pytest.raises(UsageError, match="single examples"):
+    with pytest.raises(UsageError, match="needs a ledger"):
         task.train(task.arrays(), number=1, seed=1, step=quiet)
+
+
+LOOSE = ExamplePrivacy(noise=0.5, clip=1.0, delta=1e-3, epsilon=1000.0)
+SHORT: Settings = {"epochs": 1, "batch": 30}
+"""Four steps of a quarter of the sentences."""
+HARDLY = ExamplePrivacy(noise=1e-6, clip=1.0, delta=1e-3, epsilon=1e30)
+"""As good as no noise."""
+
+
+@pytest.fixture
+def private(opened: Any, tmp_path: Path) -> Iterator[Any]:
+    """Opens the task as a party's workload does that was started again."""
+    with ExitStack() as stack:
+        held: list[Ledger] = []
+
+        def open_it(privacy: ExamplePrivacy = LOOSE, *, folder: Path = tmp_path, **more: Any) -> NerTraining:
+            while held:
+                held.pop().close()
+            ledger = Ledger(
+                folder, first="ab" * 32, version="ab" * 32, party="north", privacy=privacy,
+                keys=KeyFile(bytes(32)), key_uri="kbs:///north/key/data",
+            )  # fmt: skip
+            held.append(ledger)
+            stack.callback(ledger.close)
+            settings = SHORT | more.pop("changed", {})
+            task: NerTraining = opened(privacy=privacy, spend=ledger.spend, changed=settings, **more)
+            return task
+
+        yield open_it
+
+
+def test_a_party_learns_privately_and_says_what_it_spent(private: Any) -> None:
+    task = private(changed={"epochs": 15, "batch": 24, "rate-ppm": 4000, "head-rate-ppm": 20_000})
+    start = task.arrays()
+    heard: list[tuple[int, int]] = []
+    trained = task.train(start, number=1, seed=7, step=lambda *one: heard.append(one))
+    # As many steps as without privacy: 15 epochs of 120 sentences in batches of 24.
+    assert heard == [(done, 75) for done in range(1, 76)]
+    assert trained.examples == 120
+    assert trained.metrics.keys() == {"loss", "examples", "seconds", "epsilon"}
+    assert trained.metrics["epsilon"] == spent([Charge(noise=0.5, rate=0.2, steps=75)], delta=1e-3)
+    before, after = task.score(start).metrics, task.score(trained.arrays).metrics
+    assert after["loss"] < 0.7 * before["loss"]
+    assert after["f1"] > before["f1"]
+
+
+def test_a_round_costs_more_than_the_one_before_and_the_same_round_again_is_the_same_to_the_bit(
+    private: Any, tmp_path: Path
+) -> None:
+    task = private()
+    start = task.arrays()
+    first = task.train(start, number=1, seed=7, step=quiet)
+    second = task.train(first.arrays, number=2, seed=8, step=quiet)
+    assert 0 < first.metrics["epsilon"] < second.metrics["epsilon"]
+    # The workload was killed after the second round, and is asked for it once more.
+    again = private().train(first.arrays, number=2, seed=8, step=quiet)
+    assert same(again.arrays, second.arrays)
+    assert again.metrics["epsilon"] == second.metrics["epsilon"]
+    third = private().train(second.arrays, number=3, seed=9, step=quiet)
+    assert third.metrics["epsilon"] > second.metrics["epsilon"]
+    other = tmp_path / "other"
+    assert not same(private(folder=other).train(start, number=1, seed=7, step=quiet).arrays, first.arrays)
+
+
+def asked_otherwise(what: str, private: Any, start: dict[str, Any]) -> Trained:
+    number, seed, arrays, more = 1, 7, dict(start), {}
+    if what == "another round":
+        number = 2
+    elif what == "another run":
+        seed = 8
+    elif what == "another model":
+        arrays["linear.bias"] = arrays["linear.bias"] + np.float32(1e-3)
+    else:
+        lines = FILES["train.conll"].split(b"\n")
+        at = next(place for place, line in enumerate(lines) if line == b"york\tB-PLACE")
+        lines[at] = b"rome\tB-PLACE"
+        more = {"files": FILES | {"train.conll": b"\n".join(lines)}}
+    found: Trained = private(**more).train(arrays, number=number, seed=seed, step=quiet)
+    return found
+
+
+@pytest.mark.parametrize(
+    "what", ["another round", "another run", "another model", "another word of the data"]
+)
+def test_whatever_else_is_asked_has_noise_of_its_own_and_is_paid_for(what: str, private: Any) -> None:
+    task = private()
+    start = task.arrays()
+    first = task.train(start, number=1, seed=7, step=quiet)
+    other = asked_otherwise(what, private, start)
+    assert other.metrics["epsilon"] > first.metrics["epsilon"]
+    # Noise that was the same would leave what they differ in: one word of 120 sentences, under noise of half the clip.
+    moved = {name: array - start[name] for name, array in first.arrays.items()}
+    again = {name: array - start[name] for name, array in other.arrays.items()}
+    assert distance(moved, again) > 0.5 * distance(first.arrays, start)
+
+
+def test_a_sentence_in_several_pieces_is_one_example(private: Any) -> None:
+    """One of 90 words is in several windows of 48 tokens."""
+    long = b"\n".join(b"york\tB-PLACE" if place % 2 else b"so\tO" for place in range(90)) + b"\n"
+    task = private(
+        HARDLY,
+        files={"train.conll": long + b"\n" + long, "test.conll": long},
+        changed={"batch": 1},
+    )
+    assert [len(parts) > 1 for parts in task._sentences] == [True, True]
+    trained = task.train(task.arrays(), number=1, seed=1, step=quiet)
+    assert trained.examples == 2
+    assert trained.metrics["epsilon"] == spent([Charge(noise=1e-6, rate=0.5, steps=2)], delta=1e-3)
+
+
+def test_a_round_beyond_the_budget_is_refused_and_nothing_is_learned(private: Any, tmp_path: Path) -> None:
+    each = Charge(noise=0.5, rate=0.25, steps=4)
+    budget = spent([each, each], delta=1e-3)
+    task = private(ExamplePrivacy(noise=0.5, clip=1.0, delta=1e-3, epsilon=budget))
+    arrays, heard = task.arrays(), []
+    for number in (1, 2):
+        trained = task.train(arrays, number=number, seed=number, step=quiet)
+        arrays = trained.arrays
+    assert trained.metrics["epsilon"] == budget
+    kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(FederationError, match="the privacy budget is spent"):
+        task.train(arrays, number=3, seed=3, step=lambda *one: heard.append(one))
+    assert heard == []
+    assert same(task.arrays(), arrays)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == kept
+
+
+def test_private_rates_fall_over_all_rounds_and_a_round_that_is_not_planned_costs_nothing(
+    private: Any,
+) -> None:
+    task = private(HARDLY, changed={"rounds": 3})
+    start = task.arrays()
+    far = [
+        distance(task.train(start, number=number, seed=1, step=quiet).arrays, start) for number in (1, 2, 3)
+    ]
+    assert far[0] > far[1] > far[2] > 0
+    paid = task.train(start, number=3, seed=1, step=quiet).metrics["epsilon"]
+    with pytest.raises(UsageError, match="no round 4 of 3"):
+        task.train(start, number=4, seed=1, step=quiet)
+    assert task.train(start, number=3, seed=1, step=quiet).metrics["epsilon"] == paid
+
+
+def test_the_proximal_term_holds_private_training_too(private: Any) -> None:
+    start = private(HARDLY).arrays()
+    far = [
+        distance(private(HARDLY, proximal=strength).train(start, number=1, seed=1, step=quiet).arrays, start)
+        for strength in (0.0, 100.0)
+    ]
+    assert far[0] > far[1] > 0
 
 
 def test_it_is_found_by_its_name() -> None:

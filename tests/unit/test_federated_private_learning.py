@@ -103,7 +103,6 @@ def learned(
         "steps": 1,
         "before": (),
         "source": source(),
-        "seed": 0,
     }
     optimiser = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=1.0)
     return learn_privately(model, examples, loss_of, optimiser, rules, **(settings | changes))
@@ -124,11 +123,15 @@ def gradients(model: nn.Module, losses: Sequence[Tensor]) -> list[Tensor]:
 
 
 def moved(
-    model: nn.Module, examples: Sequence[Any], loss_of: Callable[[Any], Tensor], rules: ExamplePrivacy
+    model: nn.Module,
+    examples: Sequence[Any],
+    loss_of: Callable[[Any], Tensor],
+    rules: ExamplePrivacy,
+    **changes: Any,
 ) -> Tensor:
     """The sum that one step's weights went by: the rate is 1, and the mean is of all examples."""
     before = vector(model)
-    learned(model, examples, loss_of, rules)
+    learned(model, examples, loss_of, rules, **changes)
     return (before - vector(model)) * len(examples)
 
 
@@ -213,6 +216,30 @@ def test_another_source_gives_other_noise_and_the_same_one_the_same() -> None:
         found.append(vector(model))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+class Dropping(nn.Module):
+    """Its gradient is the mask of its dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(200))
+
+    def forward(self, _: int) -> Tensor:
+        return nn.functional.dropout(self.weights + 1, 0.5).sum()
+
+
+def test_dropout_is_as_secret_as_the_noise_and_every_example_has_its_own() -> None:
+    found = []
+    for name, seed in ((b"a", 1), (b"a", 2), (b"b", 1)):
+        model = Dropping()
+        torch.manual_seed(seed)
+        masks = moved(model, range(3), model, hardly(1000), source=source(name))
+        assert {round(float(mask)) for mask in masks} == {0, 2, 4, 6}
+        found.append(masks)
+    # Whatever everybody knows of the process says nothing of it.
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2], atol=0.1)
 
 
 def test_a_step_in_which_nobody_takes_part_looks_like_any_other() -> None:
@@ -313,7 +340,7 @@ def test_an_optimiser_of_other_weights_is_refused() -> None:
     optimiser = torch.optim.SGD([model.scale], lr=1.0)
     with pytest.raises(UsageError, match="other weights"):
         learn_privately(
-            model, WORDS, model, optimiser, privacy(), batch=2, steps=1, before=(), source=source(), seed=0
+            model, WORDS, model, optimiser, privacy(), batch=2, steps=1, before=(), source=source()
         )
 
 
@@ -356,7 +383,7 @@ def test_a_tagger_learns_under_noise_that_its_budget_allows() -> None:
     before = loss()
     found = learn_privately(
         model, examples, loss_with(model), optimiser, privacy(noise=0.6, delta=1e-3, epsilon=40.0), batch=20,
-        steps=15, before=(), source=source(), seed=3, schedule=schedule,
+        steps=15, before=(), source=source(), schedule=schedule,
     )  # fmt: skip
     assert loss() < 0.8 * before
     assert loss() < found.loss < before

@@ -3,25 +3,34 @@
 Settings: ``kinds`` of entities and ``train``, the file that is learned from, have to be there. ``test`` is the file that
 is scored on, if there is one; ``format`` is that of both (``word-column`` and ``tag-column`` for CoNLL); ``crf`` 0 leaves
 each word to itself; ``length`` and ``stride`` are of the windows on long sentences. How it trains: learning_settings.py.
+
+With the privacy of examples, an example is a whole sentence: all windows on it together. Then ``clip-ppm`` is not used (the
+federation has the norm), a batch is what takes part in a step on average, and an epoch as many steps as without.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cloister.encoding import encode_json
 from cloister.errors import UsageError
 from cloister.federated.corpus import FORMATS, Columns, Format, Sentence, TagSet, read_corpus
-from cloister.federated.learning import Part, learn_parts, predict
+from cloister.federated.learning import Part, learn_parts, optimiser_of, predict, products
 from cloister.federated.learning_settings import Plan, read_plan
+from cloister.federated.private_learning import Privately, charge_of, digest_of_outcome, learn_privately
+from cloister.federated.tagger import batch_of
 from cloister.federated.tagger_files import TaggerForm, new_tagger, save_tagger
 from cloister.federated.task_settings import SettingsReader
-from cloister.federated.tasks import Opening, Scored, Settings, Step, Trained
+from cloister.federated.tasks import ExamplePrivacy, Opening, Scored, Settings, Step, Trained
 from cloister.federated.updates import Arrays
 from cloister.federated.weights import put_weights, weights_of
 
@@ -78,12 +87,14 @@ class NerTraining:
     def train(self, arrays: Arrays, *, number: int, seed: int, step: Step) -> Trained:
         began = time.monotonic()
         put_weights(self._tagger.model, arrays)
-        loss = self._learn(number, seed, step)
-        metrics = {
-            "loss": loss,
-            "examples": float(len(self._learned)),
-            "seconds": time.monotonic() - began,
-        }
+        privacy = self._opening.privacy
+        metrics = {"examples": float(len(self._learned))}
+        if privacy is None:
+            metrics["loss"] = self._learn(number, seed, step)
+        else:
+            private = self._learn_privately(privacy, arrays, number, seed, step)
+            metrics |= {"loss": private.loss, "epsilon": private.epsilon}
+        metrics["seconds"] = time.monotonic() - began
         return Trained(self.arrays(), len(self._learned), metrics)
 
     def score(self, arrays: Arrays) -> Scored:
@@ -105,10 +116,6 @@ class NerTraining:
 
     def _learn(self, number: int, seed: int, step: Step) -> float:
         plan = self._settings.plan
-        if self._opening.privacy is not None:
-            raise UsageError(
-                "the task ner does not hide single examples", todo='choose the privacy of "clients"'
-            )
         return learn_parts(
             self._tagger.model,
             self._parts,
@@ -120,13 +127,55 @@ class NerTraining:
             step=step,
         )
 
+    def _learn_privately(
+        self, privacy: ExamplePrivacy, arrays: Arrays, number: int, seed: int, step: Step
+    ) -> Privately:
+        plan, model, spend = self._settings.plan, self._tagger.model, self._opening.spend
+        if spend is None:
+            raise UsageError("private training needs a ledger of what is spent", todo="give the opening one")
+        learning = plan.learning
+        steps = learning.epochs * math.ceil(len(self._sentences) / learning.batch)
+        charge = charge_of(privacy, examples=len(self._sentences), batch=learning.batch, steps=steps)
+        course = plan.course(number)
+        data = (encode_json((one.words, one.tags)) for one in self._learned)
+        spending = spend(
+            digest_of_outcome(arrays, data, number=number, seed=seed, bfloat16=plan.bfloat16), charge
+        )
+        optimiser = optimiser_of(model, learning, lambda name: not name.startswith("encoder."))
+
+        def loss_of(sentence: list[Part]) -> Tensor:
+            with products(plan.bfloat16):
+                loss: Tensor = model(
+                    batch_of([piece for piece, _ in sentence], [tags for _, tags in sentence])
+                )
+            return loss
+
+        return learn_privately(
+            model,
+            self._sentences,
+            loss_of,
+            optimiser,
+            privacy,
+            batch=learning.batch,
+            steps=steps,
+            before=spending.before,
+            source=spending.source,
+            proximal=self._opening.proximal,
+            schedule=torch.optim.lr_scheduler.LambdaLR(optimiser, course.rate(steps, learning.warmup)),
+            step=step,
+        )
+
     @functools.cached_property
     def _learned(self) -> tuple[Sentence, ...]:
         return self._read(self._settings.train)
 
     @functools.cached_property
+    def _sentences(self) -> list[list[Part]]:
+        return [self._tagger.reading.of(sentence) for sentence in self._learned]
+
+    @functools.cached_property
     def _parts(self) -> list[Part]:
-        return [part for sentence in self._learned for part in self._tagger.reading.of(sentence)]
+        return [part for sentence in self._sentences for part in sentence]
 
     @functools.cached_property
     def _held_out(self) -> tuple[Sentence, ...]:

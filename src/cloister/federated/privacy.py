@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from cloister.encoding import Record, labelled_hash
-from cloister.errors import FederationError, UsageError
-from cloister.federated.federation import MILLION, Federation, Privacy
+from cloister.errors import FederationError, UpdateRefused, UsageError
+from cloister.federated.federation import EPSILON, MILLION, Federation, Privacy
+from cloister.federated.progress import Fact, RoundDone
 
 Source = Callable[[int], bytes]
 """So many random bytes, never the same twice."""
@@ -97,6 +98,31 @@ class Budget:
         charge = Charge(noise=self._privacy.noise_ppm / MILLION, rate=1.0, steps=rounds)
         return spent([charge], delta=1 / self._privacy.delta_inverse)
 
+    def check_claim(
+        self, party: str, metrics: Mapping[str, float], claims: Mapping[str, float] = _NOTHING
+    ) -> None:
+        """Whether an update says what its party has spent by now. Raises :class:`~cloister.errors.UpdateRefused`.
+
+        Each round spends: who says no more than before lost its ledger, or was given back an older one. Of examples alone;
+        0 is what so much noise costs that nobody can count it.
+        """
+        if self._privacy is None or self._privacy.of != "examples":
+            return
+        told, before = metrics.get(EPSILON, math.nan), claims.get(party, 0.0)
+        # Written so that what is no number is refused.
+        if not told >= 0:
+            raise UpdateRefused(f"{party[:80]} does not say what privacy it spent")
+        if told < before or told == before > 0:
+            raise UpdateRefused(
+                f"{party[:80]} says that it spent {told:.6g}, and said {before:.6g} before",
+                todo="give its workload back the newest ledger",
+            )
+        budget = self._privacy.epsilon_ppm / MILLION
+        if told > budget:
+            raise UpdateRefused(
+                f"{party[:80]} says that it spent {told:.6g}, and the privacy budget is {budget:.6g}"
+            )
+
     def check_next(self, rounds_done: int, claims: Mapping[str, float] = _NOTHING) -> None:
         """Whether another round may begin. Raises :class:`~cloister.errors.FederationError`.
 
@@ -115,6 +141,19 @@ class Budget:
                     f"{party[:80]} says that it spent {claim:.3g}, and the privacy budget is {budget:.6g}",
                     todo="ask it what it runs; no round follows",
                 )
+
+
+def claims_of(facts: Iterable[Fact]) -> dict[str, float]:
+    """What each party last said that it has spent, as a run's facts have it."""
+    found: dict[str, float] = {}
+    for fact in facts:
+        if isinstance(fact, RoundDone):
+            found |= {
+                party: share.metrics[EPSILON]
+                for party, share in fact.shares.items()
+                if EPSILON in share.metrics
+            }
+    return found
 
 
 def require_within(epsilon: float, budget: float, *, what: str) -> None:

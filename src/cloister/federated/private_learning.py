@@ -7,6 +7,8 @@ learned: a round that would exceed the budget, a model whose layers keep statist
 Clipping, sum and scale are Opacus'. Two things are not. Gradients are computed one example at a time, by the very code
 that trains without privacy: Opacus' hooks know no CRF, no embedding that examples share, no example of several rows. And
 noise and sampling come from a secure source: Opacus' secure mode asks for torchcsprng, which our Python cannot have.
+Dropout is seeded from there too, for each example anew: out of one public stream, an example more would be other masks for
+all that come after it, and their gradients would change with it.
 
 The guarantee is of the weights. Metrics of the training data (``loss``) have no noise on them.
 """
@@ -14,19 +16,23 @@ The guarantee is of the weights. Metrics of the training data (``loss``) have no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from opacus.optimizers.optimizer import DPOptimizer
 from torch import Tensor, nn
 
+from cloister.encoding import labelled_hash
 from cloister.errors import CloisterError, FederationError, UsageError
 from cloister.federated.privacy import Charge, Source, chosen, normal, require_within, spent
 from cloister.federated.tasks import ExamplePrivacy, Step
+from cloister.federated.updates import Arrays, encode_arrays
 
 E = TypeVar("E")
+_LABEL: Final = "cloister/federation-private-round/v1"
+_LABEL_DATA: Final = "cloister/federation-private-data/v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,20 @@ def charge_of(privacy: ExamplePrivacy, *, examples: int, batch: int, steps: int)
     return Charge(noise=privacy.noise, rate=min(1.0, batch / examples), steps=steps)
 
 
+def digest_of_outcome(
+    arrays: Arrays, data: Iterable[bytes], *, number: int, seed: int, bfloat16: bool
+) -> bytes:
+    """Over all that a round's outcome depends on, beside noise and federation (:data:`~cloister.federated.tasks.Spend`).
+
+    Also over how this machine computes: two roundings of one sum, under one noise, would tell their difference.
+    """
+    machine = (
+        f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} {bfloat16}"
+    )
+    place = f"{number} {seed} {machine}".encode()
+    return labelled_hash(_LABEL, place, labelled_hash(_LABEL_DATA, *data), encode_arrays(arrays))
+
+
 def learn_privately(
     model: nn.Module,
     examples: Sequence[E],
@@ -59,14 +79,12 @@ def learn_privately(
     steps: int,
     before: Sequence[Charge],
     source: Source,
-    seed: int,
     proximal: float = 0.0,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     step: Step = lambda done, steps: None,
 ) -> Privately:
     """Train ``model``; ``loss_of`` one example is a scalar. An element of ``examples`` is what is hidden: a whole sentence,
     and not a piece of one. ``source`` is used by nothing else; ``before`` is all that this party has spent on its data.
-    ``seed`` is of dropout alone, and no secret.
 
     Raises FederationError where the budget does not suffice, and then nothing has changed; CloisterError where a gradient
     is no number.
@@ -75,7 +93,6 @@ def learn_privately(
     charge = charge_of(privacy, examples=len(examples), batch=batch, steps=steps)
     epsilon = spent([*before, charge], delta=privacy.delta)
     require_within(epsilon, privacy.epsilon, what="this round")
-    torch.manual_seed(seed)
     trained = [one for one in model.parameters() if one.requires_grad]
     private = _Private(optimiser, privacy, expected=charge.rate * len(examples), source=source)
     if {id(one) for one in private.params} != {id(one) for one in trained}:
@@ -87,6 +104,7 @@ def learn_privately(
     try:
         for done in range(1, steps + 1):
             for place in chosen(source, len(examples), charge.rate):
+                torch.manual_seed(int.from_bytes(source(8), "little"))
                 total += _add_gradient(private, loss_of(examples[place]))
                 drawn += 1
             _step_with_noise(private)

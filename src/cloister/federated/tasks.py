@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, cast
 from cloister.errors import FederationError, UsageError
 
 if TYPE_CHECKING:
+    from cloister.federated.privacy import Charge, Source
     from cloister.federated.updates import Arrays
     from cloister.inference.model_files import ModelFiles
 
@@ -43,6 +44,24 @@ class ExamplePrivacy:
 
 
 @dataclass(frozen=True, slots=True)
+class Spending:
+    """What a private round begins with."""
+
+    before: tuple[Charge, ...]
+    """All that was spent on the party's data, but for this round."""
+    source: Source = field(repr=False)
+    """Of the round's noise and sampling."""
+
+
+Spend = Callable[[bytes, "Charge"], Spending]
+"""Writes down for good what a round will spend, before anything is learned in it.
+
+The bytes are a digest of all that its outcome depends on beside the noise: a round that is computed again spends nothing
+more, and has the same noise. Raises FederationError where the budget does not suffice; then nothing is written down.
+"""
+
+
+@dataclass(frozen=True, slots=True)
 class Opening:
     """What a task is opened with."""
 
@@ -56,6 +75,8 @@ class Opening:
     privacy: ExamplePrivacy | None = None
     seed: int = 0
     """Of what the model lacks (a new head): the same for every party, so all begin with one model."""
+    spend: Spend | None = field(default=None, repr=False)
+    """Where a round's privacy is accounted for; who has ``privacy`` does not train without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +105,10 @@ class Training(Protocol):
         """What travels, as it is now."""
 
     def train(self, arrays: Arrays, *, number: int, seed: int, step: Step) -> Trained:
-        """Round ``number`` (from 1) from ``arrays`` on. Deterministic: the same for the same arrays, data and seed."""
+        """Round ``number`` (from 1) from ``arrays`` on. Deterministic: the same for the same arrays, data and seed.
+
+        With the privacy of examples: raises FederationError rather than exceed the budget, and then has learned nothing.
+        """
 
     def score(self, arrays: Arrays) -> Scored:
         """Of the held-out part of the party's data."""
