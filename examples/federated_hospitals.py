@@ -15,6 +15,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 import argparse
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -73,6 +74,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=ROUNDS)
     arguments.add_argument("--no-baselines", action="store_true", help="only the federation")
     options = arguments.parse_args()
+    logging.getLogger("cloister").setLevel(logging.ERROR)  # the red panel below says it for all of them
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()

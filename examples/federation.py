@@ -179,7 +179,7 @@ class Federation:
         party = self.parties[name]
         words: list[str | Path] = [
             "federation", "work", "--federation", NAME, "--model", self.model, "--data", party.data, "--out", party.out,
-            "--threads", "1", "--simulated-tee", party.tee, "--port", "0",
+            "--state", party.root / "state", "--threads", "1", "--simulated-tee", party.tee, "--port", "0",
         ]  # fmt: skip
         return self._start(f"{name} workload", words, party.root / "workload.log")
 

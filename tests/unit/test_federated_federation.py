@@ -103,6 +103,9 @@ def test_what_all_parties_signed_is_in_force_and_says_what_evidence_may_meet() -
         pytest.param({"privacy": privacy(epsilon_ppm=0)}, "the privacy budget", id="no budget"),
         pytest.param({"privacy": privacy(delta_inverse=1)}, "1 / delta", id="a delta of one"),
         pytest.param(
+            {"privacy": privacy(of="examples")}, "only the party can say", id="privacy that nobody hears spent"
+        ),
+        pytest.param(
             {"privacy": privacy(), "aggregation": aggregation(method="median")}, "accounted for the plain average",
             id="a budget that is not accounted",
         ),
@@ -119,7 +122,9 @@ def test_methods_that_stand_poison_are_had_with_enough_parties() -> None:
     krum = federation(
         *names, minimum=5, aggregation=aggregation(method="krum", tolerated=1), receivers=("a",)
     )
-    private = federation(privacy=privacy(of="examples"), aggregation=aggregation(secure=True))
+    private = federation(
+        privacy=privacy(of="examples"), aggregation=aggregation(secure=True), metrics=("epsilon",)
+    )
     for document in (
         krum,
         private,

@@ -65,7 +65,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "secure": {"aggregation": aggregation(secure=True)},
     "largest": {"aggregation": aggregation(largest_ppm=50 * MILLION + 1)},
     "privacy": {"privacy": privacy()},
-    "privacy of examples": {"privacy": privacy(of="examples")},
+    "privacy of examples": {"privacy": privacy(of="examples"), "metrics": ("epsilon", "f1", "loss")},
     "metrics": {"metrics": ("f1",)},
     "no metrics": {"metrics": ()},
     "receivers": {"receivers": ("south",)},
@@ -86,7 +86,10 @@ def test_no_field_is_missing_from_that_table() -> None:
 @pytest.mark.parametrize("name", [field.name for field in structs.fields(Privacy)])
 def test_every_number_of_privacy_is_spoken_of(name: str) -> None:
     changed = "examples" if name == "of" else getattr(privacy(), name) + 1
-    assert text(federation(privacy=privacy(**{name: changed}))) != text(federation(privacy=privacy()))
+    one, two = (
+        federation(privacy=found, metrics=("epsilon",)) for found in (privacy(**{name: changed}), privacy())
+    )
+    assert text(one) != text(two)
 
 
 def test_another_predecessor_is_another_sentence() -> None:
@@ -139,7 +142,14 @@ def test_how_many_may_be_poisoned_is_spoken_of() -> None:
             federation(privacy=privacy(epsilon_ppm=10 * MILLION + 1)), "PROMISES NEXT TO NOTHING", id="a loose budget"
         ),
         pytest.param(
-            federation(privacy=privacy(of="examples")), "WHAT MANY EXAMPLES SHARE IS NOT HIDDEN", id="one person's many"
+            federation(privacy=privacy(of="examples"), metrics=("epsilon",)), "WHAT MANY EXAMPLES SHARE IS NOT HIDDEN",
+            id="one person's many",
+        ),
+        pytest.param(
+            federation(privacy=privacy(of="examples"), metrics=("epsilon", "f1", "loss")),
+            "NO NOISE is on what is told beside the weights, and ε does not cover it: how many examples a party has, how "
+            "long it takes, f1, loss.",
+            id="numbers without noise",
         ),
         pytest.param(federation(), "NOT PINNED: RTMR0", id="a register that may be anything"),
         pytest.param(federation(), "must measure " + "b2" * 48, id="a measurement"),
@@ -185,6 +195,7 @@ def test_what_matters_to_who_signs_is_said(document: Federation, said: str) -> N
         pytest.param(federation(aggregation=aggregation(secure=True)), "NO SECURE", id="secure aggregation"),
         pytest.param(federation(privacy=privacy()), "NO DIFFERENTIAL", id="differential privacy"),
         pytest.param(federation(privacy=privacy()), "could compute", id="an average that noise hides"),
+        pytest.param(federation(privacy=privacy(), metrics=("epsilon",)), "loss", id="a number that does not leave"),
         pytest.param(federation(privacy=privacy()), "NEXT TO NOTHING", id="a tight budget"),
         pytest.param(federation(aggregation=aggregation(method="median")), "NO DEFENCE", id="a median"),
         pytest.param(federation(receivers=("north", "south", "west")), "NOT given", id="everybody gets it"),

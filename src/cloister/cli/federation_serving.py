@@ -76,6 +76,7 @@ def aggregate(
     from cloister.federated.aggregator import Aggregator, Places
     from cloister.federated.configuration import federated_events
     from cloister.federated.first_model import first_model
+    from cloister.federated.identity import Identity
     from cloister.federated.mesh import FederationMesh
     from cloister.federated.services import (
         OwnEvidence,
@@ -105,7 +106,7 @@ def aggregate(
             keys=None if key_file is None else KeyFile.load(key_file),
         )
         mesh = FederationMesh(agreed, now=int(time.time()))
-        own = OwnEvidence()
+        own = OwnEvidence(Identity.generate())
         aggregator = Aggregator(
             agreed, mesh, initial=initial, places=Places(memory=memory, state=state), tunnel=tunnel,
             public_tunnel=tunnel_address or f":{tunnel.getsockname()[1]}", gather=gather, evidence=evidence_digest(own),
@@ -177,6 +178,10 @@ def work(
         Path | None,
         typer.Option("--out", help="Where the final model goes, sealed to this party if it receives it."),
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="What has to outlive it, sealed: privacy spent, updates hidden; always the same."),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="That compute; default: as many as there are cores."),
@@ -214,9 +219,11 @@ def work(
     listener = take_port(host, port)
     attester = machine.launch(federated_events("workload", federation))
     with memory_folder("workload") as memory:
-        made = Workload(Identity.generate(), Places(memory=memory, data=data, model=model))
+        made = Workload(Identity.generate(), Places(memory=memory, data=data, model=model, state=state))
         made.warm_up()
-        gateway, keyring = workload_service(made, OwnEvidence(), attester=attester, memory=memory, out=out)
+        gateway, keyring = workload_service(
+            made, OwnEvidence(made.identity), attester=attester, memory=memory, out=out
+        )
         try:
             run_server(gateway, listener, name="workload", as_json=as_json)
         finally:

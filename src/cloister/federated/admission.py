@@ -5,12 +5,14 @@
 3. That key signed this very admission, so nobody else puts an agent's evidence beside another workload's.
 4. The workload's evidence meets a policy for it, over the same nonce.
 5. The certificate request is of the key that the workload's evidence binds.
+6. The agent's key signed that this is its workload's: other parties believe that, and no aggregator.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Final
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -23,10 +25,12 @@ from cloister.evidence.key_material import KeyMaterial
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.delegation import accept_delegation
 from cloister.federated.identity import check_signature, read_spki
-from cloister.federated.messages import Admission, Presented
+from cloister.federated.messages import KEY_SIZE, NONCE, Admission, Presented
 from cloister.manifest.signed import parse_signed
 
 Result = AttestationResult[KeyMaterial]
+WORKLOAD: Final = "workload"
+"""As what an agent signs the key of its workload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,10 @@ def verify_admission(
     admission: Admission, *, agreed: AgreedFederation, party: str, nonce: bytes, now: int
 ) -> Verified:
     """Raises FederationError, and what appraisal and signatures raise."""
+    if len(admission.nonce) != NONCE or admission.seen < 0:
+        raise FederationError("an admission has a nonce for others, and the number of a round")
+    if admission.checkpoint_key is not None and len(admission.checkpoint_key) != KEY_SIZE:
+        raise FederationError(f"the key of a checkpoint has {KEY_SIZE} bytes")
     agent = appraise_any(
         parse_bundle(admission.agent), agreed.agent_policies(party), nonce=nonce, now=now
     )  # 1
@@ -61,10 +69,13 @@ def verify_admission(
     workload = appraise_any(
         parse_bundle(admission.workload), agreed.workload_policies(party), nonce=nonce, now=now
     )  # 4
-    workload_key = _requested(admission.csr, party, agreed.federation.name)
+    workload_key = requested_spki(admission.csr, party, agreed.federation.name)
     read_spki(workload_key, digest=workload.require_fresh(now).tls_spki_sha256)  # 5
     if workload_key == admission.agent_key:
         raise FederationError("agent and workload have one key, so they are one process")
+    check_signature(
+        agent_key, admission.vouched, WORKLOAD, *vouched_parts(agreed.digest, party, workload_key)
+    )  # 6
     until = min(agent.expires, workload.expires, delegation.not_after)
     return Verified(
         party, agent, _digest(admission.agent), workload, _digest(admission.workload), workload_key, until
@@ -74,15 +85,18 @@ def verify_admission(
 def verify_presented(
     presented: Presented, *, agreed: AgreedFederation, party: str, nonce: bytes, now: int
 ) -> Result:
-    """Another party's agent, to this one's (steps 1 and 2). Raises as :func:`verify_admission`."""
+    """Another party's agent, to this one's (steps 1, 2 and 6). Raises as :func:`verify_admission`."""
     result = appraise_any(
         parse_bundle(presented.evidence), agreed.agent_policies(party), nonce=nonce, now=now
     )
     digest = result.require_fresh(now).tls_spki_sha256
-    read_spki(presented.agent_key, digest=digest)
+    agent_key = read_spki(presented.agent_key, digest=digest)
     accept_delegation(
         parse_signed(presented.delegation), agreed=agreed, party=party, agent_key=digest or "", now=now
     )
+    parts = vouched_parts(agreed.digest, party, presented.workload_key)
+    check_signature(agent_key, presented.vouched, WORKLOAD, *parts)
+    read_spki(presented.workload_key, digest=hashlib.sha256(presented.workload_key).hexdigest())
     return result
 
 
@@ -95,17 +109,24 @@ def signed_parts(admission: Admission) -> tuple[bytes, ...]:
         admission.agent_key,
         admission.workload,
         admission.csr,
+        admission.vouched,
         admission.nonce,
         admission.checkpoint_key or b"",
         str(admission.seen).encode(),
     )
 
 
-def _digest(bundle: bytes) -> str:
-    return hashlib.sha256(bundle).hexdigest()
+def vouched_parts(digest: str, party: str, workload_key: bytes) -> tuple[bytes, ...]:
+    """What an agent's key signs as :data:`WORKLOAD`: whose workload has this key, in the federation with this digest."""
+    return digest.encode(), party.encode(), workload_key
 
 
-def _requested(csr: bytes, party: str, federation: str) -> bytes:
+def requested_spki(csr: bytes, party: str, federation: str) -> bytes:
+    """The key of a workload's request (SubjectPublicKeyInfo, DER). Raises :class:`~cloister.errors.FormatError`."""
     key = requested_key(csr[: MAX_CSR + 1], workload=party, application=federation)
     spki: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return spki
+
+
+def _digest(bundle: bytes) -> str:
+    return hashlib.sha256(bundle).hexdigest()

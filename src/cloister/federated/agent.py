@@ -20,7 +20,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,10 +34,16 @@ from cloister.encoding import b64url_encode, encode_json
 from cloister.errors import CloisterError, FederationError, NetworkError
 from cloister.evidence.bundle import MAX_BUNDLE, encode_bundle
 from cloister.evidence.key_material import KeyMaterial
-from cloister.federated.admission import signed_parts, verify_presented
+from cloister.federated.admission import (
+    WORKLOAD,
+    requested_spki,
+    signed_parts,
+    verify_presented,
+    vouched_parts,
+)
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.delegation import accept_delegation
-from cloister.federated.identity import Identity
+from cloister.federated.identity import Identity, read_spki
 from cloister.federated.messages import (
     ADMISSIONS,
     ATTENDANCE,
@@ -131,6 +137,8 @@ class Agent:
         self._thread: threading.Thread | None = None
         self._checkpoint_key: bytes | None = None
         self._begun = False
+        self._peers: dict[str, bytes] = {}
+        """The workload keys of parties whose agents were verified, as the workload has them once it has begun."""
 
     def serve_evidence(self, evidence: EvidenceService, loop: asyncio.AbstractEventLoop) -> None:
         """This process's evidence, for its own use."""
@@ -198,10 +206,13 @@ class Agent:
         session = call(aggregator, SESSIONS, Ask(party=party, federation=agreed.digest), Session)
         named = Named(party=party, federation=agreed.federation.name)
         csr = call(workload, IDENTITY, named, Requested).csr
+        key = requested_spki(csr, party, agreed.federation.name)
+        read_spki(key, digest=_material(workload).tls_spki_sha256)
+        vouched = self.identity.sign(WORKLOAD, *vouched_parts(agreed.digest, party, key))
         plain = Admission(
             session=session.session, delegation=joined.order.delegation, agent=self._show(session.nonce),
-            agent_key=self.identity.spki, workload=show_of(self._workload_url, session.nonce), csr=csr, nonce=nonce,
-            checkpoint_key=self._checkpoint_key, seen=self.standing.rounds, signature=b"",
+            agent_key=self.identity.spki, workload=show_of(self._workload_url, session.nonce), csr=csr,
+            vouched=vouched, nonce=nonce, checkpoint_key=self._checkpoint_key, seen=self.standing.rounds, signature=b"",
         )  # fmt: skip
         signature = self.identity.sign("admission", *signed_parts(plain))
         fields = {name: getattr(plain, name) for name in plain.__struct_fields__}
@@ -220,7 +231,7 @@ class Agent:
         agreed, party = joined.agreed, joined.order.party
         federation = agreed.federation
         until = self._clock() + 0.6 * max(1, admitted.until - self._now())
-        verified: set[str] = set()
+        verified: dict[str, bytes] = {}
         answers: dict[str, bytes] = {}
         refused: dict[str, str] = {}
         self._say("verifies the other parties" if federation.everyone else "waits for the other parties")
@@ -231,13 +242,15 @@ class Agent:
             )  # fmt: skip
             answers = {asked.hex(): self._show(asked) for asked in attended.asked.values()}
             for name, presented in attended.presented.items():
-                if name in verified:
+                if verified.get(name) == presented.workload_key:
                     continue
+                verified.pop(name, None)
                 try:
                     verify_presented(presented, agreed=agreed, party=name, nonce=nonce, now=self._now())
-                    verified.add(name)
+                    verified[name] = presented.workload_key
                 except CloisterError as error:
                     refused[name] = error.what[:300]
+            self._know(joined, workload, admitted, root, verified, refused)
             self.standing.verified = tuple(sorted(verified))
             self.standing.rounds = max(self.standing.rounds, attended.rounds)
             if refused and federation.everyone:
@@ -253,7 +266,7 @@ class Agent:
                 if state in ("admitted", "ready") and name != party
             }
             enough = len(present) + 1 >= federation.minimum
-            if not self._begun and enough and (not federation.everyone or present <= verified):
+            if not self._begun and enough and (not federation.everyone or present <= verified.keys()):
                 self._begin(joined, workload, admitted, root)
             if attended.failed:
                 raise FederationError(f"the run ended early: {attended.failed}")
@@ -264,6 +277,24 @@ class Agent:
                 self._watch(joined, workload, attended)
             self._stop.wait(PAUSE if answers or not attended.started else 4 * PAUSE)
 
+    def _know(
+        self,
+        joined: _Joined,
+        workload: SealedClient,
+        admitted: Admitted,
+        root: str,
+        verified: dict[str, bytes],
+        refused: Iterable[str],
+    ) -> None:
+        """Which keys of other parties' workloads this one may believe: of who was verified, and is not refused since."""
+        peers = self._peers | verified
+        for name in refused:
+            peers.pop(name, None)
+        if peers != self._peers:
+            self._peers = peers
+            if self._begun:
+                self._renew(joined, workload, admitted, root)
+
     def _begin(self, joined: _Joined, workload: SealedClient, admitted: Admitted, root: str) -> None:
         self._say("hands the keys to its workload")
         order = joined.order
@@ -272,7 +303,7 @@ class Agent:
             TaskOrder(
                 federation=order.federation, digest=order.digest, word=joined.word, party=order.party, run=admitted.run,
                 chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=self._tunnel(admitted), keys=order.keys,
-                signers=order.signers, output=order.output,
+                signers=order.signers, output=order.output, peers=self._peers,
             ),
             Done, seconds=OPEN_SECONDS,
         )  # fmt: skip
@@ -284,7 +315,7 @@ class Agent:
             workload, RENEWAL,
             Renewal(
                 word=joined.word, chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=self._tunnel(admitted),
-                run=admitted.run,
+                run=admitted.run, peers=self._peers,
             ),
             Done,
         )  # fmt: skip
@@ -293,7 +324,9 @@ class Agent:
     def _watch(self, joined: _Joined, workload: SealedClient, attended: Attended) -> None:
         state = call(workload, STATE, WorkAsked(word=joined.word), WorkState)
         if not state.running:
-            raise FederationError("the workload's node has ended", todo="start workload and agent again")
+            raise FederationError(
+                "the workload's node has ended", todo="it is started again with fresh evidence"
+            )
         self._say(f"takes part, {attended.rounds} rounds are done")
 
     def _finish(

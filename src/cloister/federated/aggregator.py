@@ -32,10 +32,12 @@ from cloister.errors import CloisterError, FederationError
 from cloister.evidence.bundle import encode_bundle
 from cloister.federated.admission import Verified, verify_admission
 from cloister.federated.agreement import AgreedFederation
-from cloister.federated.checkpoint import KEY_SIZE, read_checkpoint
+from cloister.federated.checkpoint import NAME, newest_checkpoint
 from cloister.federated.flower_processes import HOST, SuperLink
+from cloister.federated.identity import Identity
 from cloister.federated.mesh import FederationMesh, encoded
 from cloister.federated.messages import (
+    KEY_SIZE,
     Admission,
     Admitted,
     Ask,
@@ -46,14 +48,16 @@ from cloister.federated.messages import (
     Vouched,
 )
 from cloister.federated.progress import Fact, PartyState, RoundDone, State, newest_states
-from cloister.federated.provenance import nonce_of, run_stated
-from cloister.federated.relay import Relay, own_node
+from cloister.federated.provenance import STATEMENT, nonce_of, run_stated
+from cloister.federated.relay import Relay, admitted_party
 from cloister.federated.roster import Member, Roster
 from cloister.federated.run_folder import FOLDER, RunFolder, RunOrder
 from cloister.federated.serving import ThreadedServer, peer_certificate
 
 PAUSE: Final = 0.2
 EVIDENCE_SECONDS: Final = 60.0
+MAX_REFUSALS: Final = 100
+"""Of admissions in one party's name, that are told as facts."""
 RENEW_TLS: Final = 1800.0
 """Seconds after which the aggregator's own certificate is made anew."""
 _log = logging.getLogger("cloister.federated")
@@ -109,8 +113,10 @@ class Aggregator:
         self._keys: list[bytes] = []
         """Checkpoint keys that parties brought, the newest last."""
         self._own_key = secrets.token_bytes(KEY_SIZE)
+        self._run_key: bytes | None = None
         self._seen = 0
         self._said: dict[str, PartyState] = {}
+        self._refusals: dict[str, int] = {}
         self._run = ""
         self._started = False
         self._failed = ""
@@ -130,9 +136,9 @@ class Aggregator:
     def close(self) -> None:
         """End Flower and the tunnel."""
         self._over.set()
-        self._conductor.join(10)
-        self._server.close()
         self._superlink.close()
+        self._server.close()
+        self._conductor.join(2)
 
     # What agents ask (messages.py).
 
@@ -153,16 +159,15 @@ class Aggregator:
         try:
             found = verify_admission(admission, agreed=self._agreed, party=party, nonce=nonce, now=now)
         except CloisterError as error:
-            self._tell(party, "excluded", error.what, None)
-            with self._lock:
-                self._roster.exclude(party)
+            self._refused(party, error.what)
             raise
         node = self._node(found.workload_key)
         with self._lock:
             seconds = min(found.until - now, 60 * self._agreed.federation.attest_minutes)
             member = Member(
                 party=party, agent_key=admission.agent_key, delegation=admission.delegation,
-                workload_key=found.workload_key, nonce=admission.nonce, until=self._clock() + seconds,
+                workload_key=found.workload_key, vouched=admission.vouched, nonce=admission.nonce,
+                until=self._clock() + seconds,
             )  # fmt: skip
             token = self._roster.admit(member)
             self._nodes[found.workload_key] = node
@@ -245,15 +250,20 @@ class Aggregator:
 
     def _admit_request(self, scope: Any) -> None:
         """The relay's check: an admitted party's certificate, with that party's own node key."""
-        der = peer_certificate(scope)
-        if der is None:
-            raise FederationError("a connection showed no certificate")
-        peer = self._mesh.peer(der, now=self._now())
         with self._lock:
-            member = self._roster.by_key(peer.public_key)
-        if member is None or member.party != peer.workload:
-            raise FederationError(f"{peer.workload} is not admitted, or with another key")
-        own_node(scope, peer.public_key)
+            admitted_party(
+                scope, peer_certificate(scope), mesh=self._mesh, roster=self._roster, now=self._now()
+            )
+
+    def _refused(self, party: str, reason: str) -> None:
+        """Tell it, a bounded number of times: anybody may ask in a party's name, so who is in stays in by its evidence."""
+        with self._lock:
+            inside = self._roster.states().get(party) in ("admitted", "ready")
+            count = self._refusals.get(party, 0)
+            if inside or count >= MAX_REFUSALS:
+                return
+            self._refusals[party] = count + 1
+        self._tell(party, "excluded", reason, None)
 
     def _node(self, spki: bytes) -> int:
         with self._lock:
@@ -261,12 +271,16 @@ class Aggregator:
         return self._superlink.register(spki) if known is None else known
 
     def _key(self) -> bytes:
-        return self._keys[-1] if self._keys else self._own_key
+        """What agents keep: the run's; before it begins, what may open the checkpoint that is there."""
+        if self._run_key is not None:
+            return self._run_key
+        return self._keys[-1] if self._keys and (self._state / NAME).exists() else self._own_key
 
     def _write_roster(self) -> None:
         ready = self._roster.ready()
         self._folder.write_roster(
-            {party: self._nodes[member.workload_key] for party, member in ready.items()}
+            {party: self._nodes[member.workload_key] for party, member in ready.items()},
+            {party: member.workload_key for party, member in ready.items()},
         )
 
     def _conduct(self) -> None:
@@ -299,8 +313,11 @@ class Aggregator:
             return enough and (self._roster.complete() or self._clock() - self._begun > self._gather)
 
     def _start(self) -> None:
-        key, run = self._resumed()
-        self._run = run
+        with self._lock:
+            keys, seen = [*self._keys[::-1], self._own_key], self._seen
+        found = newest_checkpoint(self._state, federation=self._agreed.digest, keys=keys, seen=seen)
+        key = self._run_key = self._own_key if found is None else found[0]
+        run = self._run = secrets.token_hex(16) if found is None else found[1].run
         order = RunOrder(
             federation=self._agreed.signed.document, digest=self._agreed.digest, run=run, state=str(self._state), key=key,
             evidence=self._evidence(), simulated=self._simulated,
@@ -308,33 +325,6 @@ class Aggregator:
         self._folder.write_order(order, self._initial)
         self._superlink.run()
         self._started = True
-
-    def _resumed(self) -> tuple[bytes, str]:
-        """Key and name of the run: of the checkpoint that is there, else new ones. Raises FederationError."""
-        reason = ""
-        for key in [self._own_key, *self._keys][::-1]:
-            try:
-                checkpoint = read_checkpoint(self._state, federation=self._agreed.digest, key=key)
-            except CloisterError as error:
-                reason = error.what
-                continue
-            if checkpoint is None:
-                if self._seen:
-                    raise FederationError(
-                        f"parties have seen round {self._seen}, and there is no checkpoint",
-                        todo="restore the aggregator's state folder",
-                    )
-                return self._key(), secrets.token_hex(16)
-            if checkpoint.kept.number < self._seen:
-                raise FederationError(
-                    f"the checkpoint is of round {checkpoint.kept.number}, and parties have seen round {self._seen}",
-                    todo="somebody restored an older one: restore the newest",
-                )
-            return key, checkpoint.run
-        raise FederationError(
-            f"the checkpoint of an earlier run cannot be used ({reason})",
-            todo="start an agent that took part in it, or remove the state folder to begin anew",
-        )
 
     def _tell(self, party: str, state: State, reason: str, found: Verified | None) -> None:
         said = self._said.get(party, PartyState(
@@ -351,10 +341,15 @@ class Aggregator:
             self._folder.tell_of_party(fact)
 
 
-def vouch(evidence: EvidenceService, loop: asyncio.AbstractEventLoop, statement: bytes) -> Vouched:
-    """``statement`` with this process's evidence over its digest. For a thread beside the loop."""
+def vouch(
+    identity: Identity, evidence: EvidenceService, loop: asyncio.AbstractEventLoop, statement: bytes
+) -> Vouched:
+    """``statement``, signed, with this process's evidence over its digest. For a thread beside the loop."""
     future = asyncio.run_coroutine_threadsafe(evidence.evidence(nonce_of(statement)), loop)
-    return Vouched(statement=statement, evidence=encode_bundle(future.result(EVIDENCE_SECONDS)))
+    return Vouched(
+        statement=statement, evidence=encode_bundle(future.result(EVIDENCE_SECONDS)), key=identity.spki,
+        signature=identity.sign(STATEMENT, statement),
+    )  # fmt: skip
 
 
 def _trusting(pem: bytes) -> ssl.SSLContext:

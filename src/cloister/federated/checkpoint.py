@@ -9,12 +9,13 @@ round that agents have seen.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from cloister.encoding import Record, decode_json, encode_json
-from cloister.errors import FederationError, FormatError, UsageError
+from cloister.errors import CloisterError, FederationError, FormatError, UsageError
 from cloister.federated.progress import Fact, decode_facts, encode_fact
 from cloister.federated.rounds import Kept
 from cloister.federated.updates import decode_arrays, encode_arrays
@@ -26,7 +27,6 @@ from cloister.sealing.writer import SealedWriter
 NAME: Final = "checkpoint.sealed"
 MAX_HEAD: Final = 64 * 1024
 MAX_CHECKPOINT: Final = 64 << 30
-KEY_SIZE: Final = 32
 _LENGTH: Final = 8
 
 
@@ -74,6 +74,39 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, federation: str, k
         for part in (len(head).to_bytes(_LENGTH, "big"), head, model, state, facts):
             writer.write(part)
     write_whole(folder / NAME, out.getvalue(), replace=True)
+
+
+def newest_checkpoint(
+    folder: Path, *, federation: str, keys: Sequence[bytes], seen: int
+) -> tuple[bytes, Checkpoint] | None:
+    """The checkpoint that a run goes on from and its key, one of ``keys``; None where a run begins.
+
+    ``seen`` is the last round of which a party saw the end. Raises FederationError for an older one, and where none opens.
+    """
+    reason = "nobody has a key"
+    for key in keys:
+        try:
+            found = read_checkpoint(folder, federation=federation, key=key)
+        except CloisterError as error:
+            reason = error.what
+            continue
+        if found is None:
+            if seen:
+                raise FederationError(
+                    f"parties have seen round {seen}, and there is no checkpoint",
+                    todo="restore the aggregator's state folder",
+                )
+            return None
+        if found.kept.number < seen:
+            raise FederationError(
+                f"the checkpoint is of round {found.kept.number}, and parties have seen round {seen}",
+                todo="somebody restored an older one: restore the newest",
+            )
+        return key, found
+    raise FederationError(
+        f"the checkpoint of an earlier run cannot be used ({reason})",
+        todo="start an agent that took part in it, or remove the state folder to begin anew",
+    )
 
 
 def read_checkpoint(folder: Path, *, federation: str, key: bytes) -> Checkpoint | None:

@@ -28,7 +28,8 @@ AGGREGATOR: Final = "aggregator"
 Method = Literal["fedavg", "fedprox", "fedadam", "median", "trimmed-mean", "krum"]
 LOOKS: Final[frozenset[Method]] = frozenset({"median", "trimmed-mean", "krum"})
 """Methods that look at single updates, and so cannot be had where nobody may see one."""
-METRICS: Final = frozenset({"loss", "f1", "precision", "recall", "examples", "seconds", "epsilon"})
+EPSILON: Final = "epsilon"
+METRICS: Final = frozenset({"loss", "f1", "precision", "recall", "examples", "seconds", EPSILON})
 """What may be told of a party's data beside its update."""
 
 
@@ -73,7 +74,7 @@ class Aggregation(Record, frozen=True, kw_only=True):
 
     method: Method
     secure: bool
-    """SecAgg+: not even the aggregator sees one party's update."""
+    """Not even the aggregator sees one party's update (docs/spec/secure-aggregation.md)."""
     tolerated: int
     """Parties that may be poisoned, for ``trimmed-mean`` and ``krum``; else 0."""
     proximal_ppm: int
@@ -144,6 +145,12 @@ def check_federation(federation: Federation) -> Policies:
     if isinstance(federation.privacy, Privacy):
         _check_privacy(federation.privacy, federation.aggregation)
     _check_list(federation.metrics, METRICS, "metrics that may leave")
+    examples = isinstance(federation.privacy, Privacy) and federation.privacy.of == "examples"
+    if examples and EPSILON not in federation.metrics:
+        raise ManifestError(
+            "what privacy of examples a party spends only the party can say, and no metric tells it",
+            todo=f'add "{EPSILON}" to the metrics',
+        )
     _check_list(federation.receivers, federation.parties, "receivers")
     if not federation.receivers:
         raise ManifestError("nobody receives the model", todo="name a party at least")
@@ -186,6 +193,11 @@ def _check_aggregation(federation: Federation) -> None:
         raise ManifestError(
             "the aggregator cuts each update to its norm for the privacy of clients, and secure aggregation shows none",
             todo='choose one of them, or the privacy of "examples"',
+        )
+    if how.secure and not federation.everyone:
+        raise ManifestError(
+            "with secure aggregation no party may know another's key by the aggregator's word, and so all verify all",
+            todo="let everyone verify each other",
         )
     # Of 2 f + 3 parties Krum stands f (Blanchard et al. 2017); trimming f at both ends has to leave one.
     needs = {"krum": 2 * how.tolerated + 3, "trimmed-mean": 2 * how.tolerated + 1}.get(how.method, 0)

@@ -13,10 +13,12 @@ import ipaddress
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ from cloister.federated.identity import public_openssh
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
 CALL_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 2.0
 _CONNECTION: Final = "here"
 
 
@@ -195,7 +197,9 @@ class SuperNode:
 def flower_environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
     """Nothing of this process's environment but what finds programs and libraries."""
     kept = {
-        name: os.environ[name] for name in ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "HOME", "PYTHONPATH") if name in os.environ
+        name: os.environ[name]
+        for name in ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "HOME", "PYTHONPATH")
+        if name in os.environ
     }
     programs = str(Path(sys.executable).parent)
     return kept | {
@@ -223,13 +227,35 @@ def program(name: str) -> list[str]:
 def started(
     name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
-    """A process group of its own, its output in ``log``."""
-    with log.open("ab") as out:
-        log.chmod(0o600)
-        return subprocess.Popen(  # noqa: S603 -- of this installation, with arguments of our own
-            [*program(name), *arguments], env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            start_new_session=True,
-        )  # fmt: skip
+    """A process group of its own, its output in ``log``. It ends with this process, however that ends."""
+    command = [*program(name), *arguments]
+    if tether := shutil.which("setpriv"):
+        command = [tether, "--pdeathsig", "KILL", *command]
+    made: list[subprocess.Popen[bytes] | OSError] = []
+    there = threading.Event()
+
+    def start() -> None:
+        try:
+            with log.open("ab") as out:
+                log.chmod(0o600)
+                process = subprocess.Popen(  # noqa: S603 -- of this installation, with arguments of our own
+                    command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                    start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            made.append(error)
+            there.set()
+            return
+        made.append(process)
+        there.set()
+        # Linux tells a child of the end of the thread that started it: this one stays as long as the child does.
+        process.wait()
+
+    threading.Thread(target=start, name=name, daemon=True).start()
+    there.wait()
+    if isinstance(made[0], OSError):
+        raise FederationError(f"{name} cannot be started ({made[0].strerror})")
+    return made[0]
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from cloister.errors import CloisterError, FormatError
 from cloister.federated.flower_wire import read_reply, request_content
-from cloister.federated.rounds import Reply, Request
+from cloister.federated.exchange import Reply, Request
 from cloister.federated.run_folder import FOLDER, RunFolder, go_through
 
 PAUSE: Final = 0.3

@@ -11,7 +11,7 @@ from typing import Final
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from cloister.errors import FormatError
-from cloister.federated.rounds import Reply, Request
+from cloister.federated.exchange import Reply, Request
 
 KIND: Final = "safetensors"
 CONTENT, CONFIG, METRICS = "content", "config", "metrics"
@@ -58,8 +58,10 @@ def read_reply(message: Message, party: str) -> Reply:
     numbers = message.content.metric_records.get(METRICS, MetricRecord())
     run, number, error = config.get("run"), config.get("round"), config.get("error")
     examples = numbers.get("examples")
-    if not isinstance(run, str) or not isinstance(number, int) or not isinstance(error, str):
+    if not isinstance(run, str) or not isinstance(error, str):
         raise FormatError(f"the reply of {party} does not say of what it is")
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise FormatError(f"the reply of {party} does not say of which round it is")
     if not isinstance(examples, int) or len(numbers) > MAX_METRICS:
         raise FormatError(f"the reply of {party} does not count its examples")
     metrics = {

@@ -69,6 +69,9 @@ def read_spki(spki: bytes, *, digest: str | None) -> Any:
         raise FederationError("the key that the evidence binds cannot be read") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise FederationError("the key that the evidence binds is not of P-384")
+    # A point can be written shorter too: one key, one spelling, or two keys that are one would not be told.
+    if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:
+        raise FederationError("the key that the evidence binds is in another spelling")
     return key
 
 

@@ -30,6 +30,8 @@ MAX_ATTENDANCE: Final = 24 * 1024 * 1024
 """Bytes; evidence for each of 64 parties, 256 KiB each at most on average."""
 MAX_TASK: Final = 4 * 1024 * 1024
 TOKEN_SIZE: Final = 32
+KEY_SIZE: Final = 32
+"""Bytes of the key of a run's checkpoints."""
 NONCE: Final = NONCE_SIZE
 
 
@@ -61,6 +63,8 @@ class Admission(Record, frozen=True, kw_only=True):
     workload: bytes
     csr: bytes
     """PKCS #10, DER: for the key that the workload's evidence binds."""
+    vouched: bytes
+    """The agent key's signature that this key is its workload's, for the other parties."""
     nonce: bytes
     """Over which others' evidence is asked."""
     checkpoint_key: bytes | None
@@ -93,6 +97,10 @@ class Presented(Record, frozen=True, kw_only=True):
     evidence: bytes
     agent_key: bytes
     delegation: bytes
+    workload_key: bytes
+    """SubjectPublicKeyInfo, DER."""
+    vouched: bytes
+    """The agent key's signature that this is its workload's."""
 
 
 class Attendance(Record, frozen=True, kw_only=True):
@@ -175,10 +183,13 @@ class ModelAsked(Record, frozen=True, kw_only=True):
 
 
 class Vouched(Record, frozen=True, kw_only=True):
-    """A statement and evidence over its digest (provenance.py)."""
+    """A statement, signed by the key of the evidence that is over its digest (provenance.py)."""
 
     statement: bytes
     evidence: bytes
+    key: bytes
+    """SubjectPublicKeyInfo, DER, whose digest the evidence binds."""
+    signature: bytes
 
 
 class Named(Record, frozen=True, kw_only=True):
@@ -204,6 +215,8 @@ class Renewal(Record, frozen=True, kw_only=True):
     root: str
     tunnel: str
     run: str
+    peers: dict[str, bytes]
+    """As in the order."""
 
 
 class ModelOrder(Record, frozen=True, kw_only=True):
@@ -258,6 +271,8 @@ class TaskOrder(Record, frozen=True, kw_only=True):
     """Whose signature on an index of data or model is believed, hexadecimal."""
     output: str
     """The URI of the key to which the final model is sealed."""
+    peers: dict[str, bytes]
+    """Other parties whose agents this one verified → the keys of their workloads, SubjectPublicKeyInfo, DER."""
 
 
 class JoinOrder(Record, frozen=True, kw_only=True):

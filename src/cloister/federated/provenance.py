@@ -1,8 +1,9 @@
 """What a final model is of: the run, said by the attested aggregator, and the files, said by the workload that wrote them.
 
-Each says it in a statement, and shows evidence over the statement's SHA-256 in place of a nonce: so the evidence says it of
-this and of nothing else. Both are checked against the federation that every party signed. Evidence has no time of its own:
-it is appraised at the time that the statement names, with the endorsements that it brought then.
+Each says it in a statement, signed by the key that its evidence binds; the evidence is over the statement's SHA-256 in place
+of a nonce. The signature is what says it, since evidence over any nonce is shown to whoever asks. Both are checked against
+the federation that every party signed. Evidence has no time of its own: it is appraised at the time that the statement
+names, with the endorsements that it brought then.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cloister.errors import FederationError
 from cloister.evidence.bundle import parse_bundle
 from cloister.federated.agreement import AgreedFederation, agree_first, agree_successor
 from cloister.federated.federation import read_federation
+from cloister.federated.identity import check_signature, read_spki
 from cloister.federated.messages import Vouched
 from cloister.federated.progress import PartyState, RoundDone
 from cloister.manifest.signed import parse_signed
@@ -26,6 +28,8 @@ from cloister.manifest.storage import read_bounded
 
 MAX_PROVENANCE: Final = 64 << 20
 NAME: Final = "provenance.json"
+STATEMENT: Final = "statement"
+"""As what a statement is signed."""
 SEALED: Final = "model.sealed"
 
 
@@ -170,4 +174,6 @@ def read_provenance(folder: Path) -> Provenance:
 
 
 def _appraised(vouched: Vouched, policies: Sequence[Policy], at: int) -> None:
-    appraise_any(parse_bundle(vouched.evidence), policies, nonce=nonce_of(vouched.statement), now=at)
+    result = appraise_any(parse_bundle(vouched.evidence), policies, nonce=nonce_of(vouched.statement), now=at)
+    key = read_spki(vouched.key, digest=result.require_fresh(at).tls_spki_sha256)
+    check_signature(key, vouched.signature, STATEMENT, vouched.statement)

@@ -16,15 +16,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import httpx2
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-    load_pem_public_key,
-)
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from cloister.channel import asgi
-from cloister.errors import CloisterError, FederationError
+from cloister.errors import CloisterError, FederationError, FormatError
+from cloister.federated.mesh import FederationMesh
+from cloister.federated.roster import Roster
 
 FLEET: Final = "/v1/fleet/"
 GET_FAB: Final = f"{FLEET}get-fab"
@@ -90,10 +88,10 @@ class Relay:
             self._check(scope)
             body = await asgi.read_body(receive, limit=MAX_BODY, seconds=SECONDS)
             fields = [(name, value) for name, value in scope["headers"] if name not in _HOP]
-            answer = await self._client.request(
+            async with self._client.stream(
                 "POST", path, content=body, headers=fields, timeout=SECONDS, extensions=self._extensions
-            )
-            content = answer.content
+            ) as answer:
+                content = await _whole(answer)
             self._check_answer(path, content)
         except asgi.ClientGone:
             return
@@ -112,6 +110,22 @@ class Relay:
             await _answer(send, answer.status_code, back, content)
 
 
+def admitted_party(
+    scope: Mapping[str, Any], certificate: bytes | None, *, mesh: FederationMesh, roster: Roster, now: int
+) -> None:
+    """The aggregator's check: an admitted party's certificate (DER), with that party's own node key.
+
+    Raises FederationError, MeshRefused.
+    """
+    if certificate is None:
+        raise FederationError("a connection showed no certificate")
+    peer = mesh.peer(certificate, now=now)
+    member = roster.by_key(peer.public_key)
+    if member is None or member.party != peer.workload:
+        raise FederationError(f"{peer.workload} is not admitted, or with another key")
+    own_node(scope, peer.public_key)
+
+
 def own_node(scope: Mapping[str, Any], spki: bytes) -> None:
     """Raise FederationError unless the request's node key is ``spki`` (DER)."""
     found = [value for name, value in scope["headers"] if name == KEY_HEADER]
@@ -120,8 +134,7 @@ def own_node(scope: Mapping[str, Any], spki: bytes) -> None:
             raise ValueError
         key = load_pem_public_key(base64.b64decode(found[0], validate=True))
         shown = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        load_der_public_key(spki)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise FederationError("a request names no node key") from None
     if shown != spki:
         raise FederationError("a request names another node key than its connection's certificate has")
@@ -134,16 +147,30 @@ def own_bundle(digest: str) -> CheckAnswer:
         if path != GET_FAB:
             return
         from flwr.proto.fab_pb2 import GetFabResponse  # noqa: PLC0415 -- loads Flower
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
 
         if len(body) > MAX_FAB:
             raise FederationError("the bundle of code is longer than it can be")
-        answer = GetFabResponse.FromString(body)
+        try:
+            answer = GetFabResponse.FromString(body)
+        except DecodeError:
+            raise FederationError("the bundle of code cannot be read") from None
         if hashlib.sha256(answer.fab.content).hexdigest() != digest:
             raise FederationError(
                 "the aggregator sends other code than this program's own", todo="verify the aggregator anew"
             )
 
     return check
+
+
+async def _whole(answer: httpx2.Response) -> bytes:
+    """The body of an answer. Raises FormatError for more than there can be."""
+    content = bytearray()
+    async for part in answer.aiter_bytes():
+        content += part
+        if len(content) > MAX_BODY:
+            raise FormatError(f"an answer is over its bound of {MAX_BODY} bytes")
+    return bytes(content)
 
 
 async def _answer(send: asgi.Send, status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:

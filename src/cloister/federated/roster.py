@@ -31,6 +31,8 @@ class Member:
     delegation: bytes
     workload_key: bytes
     """SubjectPublicKeyInfo, DER, of the certificate and of the SuperNode."""
+    vouched: bytes
+    """The agent's signature that this key is its workload's."""
     nonce: bytes
     """Over which others show it evidence."""
     until: float
@@ -72,11 +74,20 @@ class Roster:
         return party, nonce
 
     def admit(self, member: Member) -> str:
-        """From now on ``member`` is its party; the answer is its token. What the one before was shown counts no more."""
+        """From now on ``member`` is its party; the answer is its token. What the one before was shown counts no more.
+
+        Raises FederationError, also where its workload is another party's.
+        """
         self._check_party(member.party)
         before = self._members.get(member.party)
+        for other in self._members.values():
+            if other.party != member.party and other.workload_key == member.workload_key:
+                raise FederationError(
+                    f"the workload of {member.party} is that of {other.party}",
+                    todo="each party starts its own",
+                )
         member.token = self._entropy(TOKEN_SIZE).hex()
-        if before is not None and before.state == "ready":
+        if before is not None and before.state == "ready" and before.workload_key == member.workload_key:
             # Its workload trains on while its evidence is renewed; others look again meanwhile.
             member.state = "ready"
         self._members[member.party] = member
@@ -87,7 +98,7 @@ class Roster:
     def member(self, token: str, *, now: float) -> Member:
         """Whose token it is. Raises FederationError for nobody's, and for whose evidence has ended."""
         for member in self._members.values():
-            if hmac.compare_digest(member.token, token):
+            if hmac.compare_digest(member.token.encode(), token.encode()):
                 if member.state == "excluded" or now > member.until:
                     raise FederationError(
                         f"{member.party} is excluded until it attests anew", todo="ask for a session"
@@ -116,7 +127,11 @@ class Roster:
         """Evidence of others over ``member``'s nonce."""
         return {
             name: Presented(
-                evidence=other.shown[member.party], agent_key=other.agent_key, delegation=other.delegation
+                evidence=other.shown[member.party],
+                agent_key=other.agent_key,
+                delegation=other.delegation,
+                workload_key=other.workload_key,
+                vouched=other.vouched,
             )
             for name, other in self._members.items()
             if member.party in other.shown and other.state != "excluded"

@@ -1,66 +1,33 @@
 """The rounds of a run: ask the parties that are ready, take what may be used, combine, score, keep, tell. No network here.
 
-How parties are asked is an argument (:class:`Exchange`; over Flower it is flower_server.py), and so are the clock and who
-is ready. After each round its result is kept before anybody hears of it, so a run that was killed goes on from its last
-round with the same result. Nothing waits without end: a round ends at its deadline, and so does waiting for parties.
+How parties are asked is an argument (exchange.py; over Flower it is flower_server.py), and so are the clock and who is
+ready. Where nobody may see an update, a round's training is secure_rounds.py's. After each round its result is kept before
+anybody hears of it, so a run that was killed goes on from its last round with the same result. Nothing waits without end: a
+round ends at its deadline, and so does waiting for parties.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from cloister.errors import CloisterError, FederationError, UpdateRefused
 from cloister.federated.aggregation import Aggregator
-from cloister.federated.federation import MILLION, Federation, Privacy
+from cloister.federated.exchange import Exchange, Reply, Request
+from cloister.federated.federation import EPSILON, MILLION, Federation, Privacy
 from cloister.federated.privacy import Budget
 from cloister.federated.progress import Ended, Fact, RoundDone, Share
 from cloister.federated.round import Head, Round
+from cloister.federated.secure_rounds import RoundLost, SecureRound, moved
 from cloister.federated.updates import Arrays, check_update, decode_arrays, encode_arrays
 
 PAUSE: Final = 0.5
 MAX_EXAMPLES: Final = 10_000_000
 MAX_SECONDS: Final = 10_000_000.0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What one party is asked: to train from a model, to score it, or a step of secure aggregation."""
-
-    kind: str
-    run: str
-    number: int
-    model: str
-    """SHA-256 of the model's safetensors."""
-    content: bytes = b""
-    """The model, or empty where the party has it already; in secure aggregation a message."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What came back, from whom by the key of its connection; the rest is what it says."""
-
-    party: str
-    run: str
-    number: int
-    content: bytes
-    examples: int
-    metrics: Mapping[str, float]
-    error: str = ""
-    """Why there is none."""
-
-
-class Exchange(Protocol):
-    """How parties are asked."""
-
-    def ask(self, requests: Mapping[str, Request], *, seconds: float) -> Iterator[Reply]:
-        """Replies as they come, of some of the parties, until all are there or time is over."""
-
-    def ready(self) -> frozenset[str]:
-        """Parties whose evidence holds at this moment."""
+MAX_REASON: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +41,11 @@ class Kept:
 
 
 class Rounds:
-    """One run. ``keep`` stores a :class:`Kept` for good, and only then tells what happened."""
+    """One run. ``keep`` stores a :class:`Kept` for good, and only then tells what happened.
+
+    ``claims`` is what parties said before that they have spent (:func:`~cloister.federated.privacy.claims_of`). ``keys``
+    tells the key of each ready party's workload (SubjectPublicKeyInfo, DER), for secure aggregation.
+    """
 
     def __init__(
         self,
@@ -83,6 +54,8 @@ class Rounds:
         exchange: Exchange,
         *,
         keep: Callable[[Kept, Fact], None],
+        claims: Mapping[str, float] | None = None,
+        keys: Callable[[], Mapping[str, bytes]] = dict,
         now: Callable[[], int] = lambda: int(time.time()),
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -96,6 +69,10 @@ class Rounds:
         self._sleep = sleep
         self._aggregator = Aggregator(federation)
         self._budget = Budget(federation)
+        self._claims = dict(claims or {})
+        self._keys = keys
+        self._lost = False
+        """Whether the round before had no result."""
         self._holds: dict[str, str] = {}
         """Party → digest of the model that it has."""
 
@@ -117,17 +94,20 @@ class Rounds:
         return kept
 
     def _round(self, number: int, kept: Kept) -> Kept:
-        self._budget.check_next(kept.number)
+        self._budget.check_next(kept.number, self._claims)
         parties = self._gathered()
         begun = self._clock()
         blob = encode_arrays(kept.model)
-        updates, shares, refused = self._train(number, kept.model, blob, parties)
-        model = self._aggregator.combine(
-            kept.model, {party: (arrays, shares[party].examples) for party, arrays in updates.items()},
-            number=number,
-        )  # fmt: skip
+        if self._federation.aggregation.secure:
+            model, shares, refused = self._sum(number, kept.model, blob, parties)
+        else:
+            updates, shares, refused = self._train(number, kept.model, blob, parties)
+            model = self._aggregator.combine(
+                kept.model, {party: (arrays, shares[party].examples) for party, arrays in updates.items()},
+                number=number,
+            )  # fmt: skip
         after = encode_arrays(model)
-        scores = self._score(number, after, sorted(updates))
+        scores = self._score(number, after, sorted(shares))
         for party, (found, _) in scores.items():
             shares[party] = Share(
                 examples=shares[party].examples, bytes=shares[party].bytes, norm=shares[party].norm,
@@ -135,7 +115,7 @@ class Rounds:
             )  # fmt: skip
         fact = RoundDone(
             at=self._now(), number=number, seconds=round(self._clock() - begun, 3), shares=shares, refused=refused,
-            scores=_weighted(list(scores.values())), epsilon=self._spent(number, shares), model=digest_of(after),
+            scores=_weighted(list(scores.values())), epsilon=self._spent(number), model=digest_of(after),
             down=len(blob),
         )  # fmt: skip
         kept = Kept(number, model, self._aggregator.state())
@@ -181,11 +161,14 @@ class Rounds:
                 )
                 norm = check_update(arrays, model=model, largest=largest, what=f"the update of {reply.party}")
                 examples = _counted(reply)
+                self._budget.check_claim(reply.party, reply.metrics, self._claims)
                 desk.take(Head(reply.run, reply.number, reply.party), now=self._clock())
             except CloisterError as error:
                 refused[reply.party] = error.what
                 continue
             updates[reply.party] = arrays
+            if EPSILON in reply.metrics:
+                self._claims[reply.party] = reply.metrics[EPSILON]
             shares[reply.party] = Share(
                 examples=examples, bytes=len(reply.content), norm=round(norm, 6),
                 metrics=self._leaving(reply.metrics), scores={},
@@ -197,6 +180,8 @@ class Rounds:
             refused[party] = "its evidence does not hold any more"
         for party in set(parties) - desk.brought - refused.keys():
             refused[party] = f"nothing came within {federation.deadline} s"
+        # Whose update counts is not refused for what else came in its name.
+        refused = {party: why for party, why in sorted(refused.items()) if party not in updates}
         if len(updates) < federation.minimum:
             raise FederationError(
                 f"round {number} has {len(updates)} updates that may be used, and needs {federation.minimum}: "
@@ -205,13 +190,47 @@ class Rounds:
             )
         return dict(sorted(updates.items())), dict(sorted(shares.items())), refused
 
+    def _sum(
+        self, number: int, model: Arrays, blob: bytes, parties: list[str]
+    ) -> tuple[Arrays, dict[str, Share], dict[str, str]]:
+        """The model after a round of which nobody sees an update; as it was, where such a round is lost."""
+        digest, keys = digest_of(blob), self._keys()
+        known = {party: keys[party] for party in parties if party in keys}
+        secure = SecureRound(
+            self._federation, self._run, number, model, digest, known, exchange=self._exchange, clock=self._clock
+        )  # fmt: skip
+
+        def accept(reply: Reply) -> None:
+            self._budget.check_claim(reply.party, reply.metrics, self._claims)
+            if EPSILON in reply.metrics:
+                self._claims[reply.party] = reply.metrics[EPSILON]
+
+        models = {party: b"" if self._holds.get(party) == digest else blob for party in known}
+        try:
+            mean = secure.mean(models, accept)
+        except RoundLost as error:
+            if self._lost:
+                raise
+            self._lost = True
+            return model, {}, dict.fromkeys(known, error.what[:MAX_REASON]) | secure.refused
+        self._lost = False
+        shares = {}
+        for party in sorted(mean.parties):
+            # How many examples an update is of is in the sum; a party may tell it beside.
+            told = self._leaving(secure.metrics[party])
+            shares[party] = Share(
+                examples=int(told.get("examples", 0)), bytes=secure.bytes[party], norm=None, metrics=told, scores={},
+            )  # fmt: skip
+        return self._aggregator.follow(model, moved(model, mean), number=number), shares, secure.refused
+
     def _score(self, number: int, blob: bytes, parties: list[str]) -> dict[str, tuple[dict[str, float], int]]:
         """What parties say of the round's model; who does not answer says nothing."""
         digest = digest_of(blob)
         requests = {party: Request("score", self._run, number, digest, blob) for party in parties}
         found = {}
         for reply in self._exchange.ask(requests, seconds=self._federation.deadline):
-            if reply.error or (reply.run, reply.number) != (self._run, number):
+            same = (reply.run, reply.number) == (self._run, number)
+            if reply.error or not same or reply.party not in requests:
                 continue
             self._holds[reply.party] = digest
             # 0 examples: a party without a held-out part.
@@ -222,19 +241,16 @@ class Rounds:
     def _leaving(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Of what a party says, what the federation lets leave and a number can be."""
         return {
-            name: round(value, 6)
+            # Of epsilon every bit: it has to rise, be it by ever so little.
+            name: value if name == EPSILON else round(value, 6)
             for name, value in sorted(metrics.items())
             if name in self._federation.metrics and 0 <= value <= MAX_SECONDS
         }
 
-    def _spent(self, number: int, shares: Mapping[str, Share]) -> float | None:
-        privacy = self._federation.privacy
-        if not isinstance(privacy, Privacy):
+    def _spent(self, number: int) -> float | None:
+        if not isinstance(self._federation.privacy, Privacy):
             return None
-        if privacy.of == "clients":
-            return round(self._budget.spent(number), 6)
-        told = [share.metrics["epsilon"] for share in shares.values() if "epsilon" in share.metrics]
-        return max(told, default=None)
+        return round(self._budget.spent(number, self._claims), 6)
 
 
 def digest_of(blob: bytes) -> str:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 from cloister.encoding import Record, decode_json, encode_json
 from cloister.errors import FederationError, FormatError
 from cloister.federated.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from cloister.federated.exchange import Exchange
 from cloister.federated.federation import Federation, read_federation
+from cloister.federated.privacy import claims_of
 from cloister.federated.progress import Begun, Ended, Fact, decode_facts, encode_fact
-from cloister.federated.rounds import Exchange, Kept, Rounds
+from cloister.federated.rounds import Kept, Rounds
 from cloister.federated.updates import decode_arrays
 
 FOLDER: Final = "CLOISTER_FEDERATION_RUN"
@@ -49,6 +53,8 @@ class RunOrder(Record, frozen=True, kw_only=True):
 class _Roster(Record, frozen=True, kw_only=True):
     nodes: dict[str, str]
     """Party → Flower's number of its node, as text: it has 64 bits."""
+    keys: dict[str, bytes]
+    """Party → its workload's key, SubjectPublicKeyInfo, DER."""
 
 
 @dataclass(slots=True)
@@ -75,28 +81,39 @@ class RunFolder:
     def initial(self) -> bytes:
         return self._read("initial.safetensors", MAX_MODEL)
 
-    def write_roster(self, nodes: dict[str, int]) -> None:
-        """Parties that are ready, and their nodes."""
-        roster = _Roster(nodes={party: str(node) for party, node in nodes.items()})
+    def write_roster(self, nodes: dict[str, int], keys: Mapping[str, bytes] = MappingProxyType({})) -> None:
+        """Parties that are ready, their nodes and, for secure aggregation, their workloads' keys."""
+        roster = _Roster(nodes={party: str(node) for party, node in nodes.items()}, keys=dict(keys))
         self._write("roster.json", encode_json(roster))
 
     def nodes(self) -> dict[str, int]:
         """As the aggregator wrote last."""
+        return {party: int(node) for party, node in self._roster().nodes.items()}
+
+    def keys(self) -> dict[str, bytes]:
+        """Likewise."""
+        return self._roster().keys
+
+    def _roster(self) -> _Roster:
         if not (self.path / "roster.json").exists():
-            return {}
+            return _Roster(nodes={}, keys={})
         data = self._read("roster.json", MAX_ROSTER)
-        roster = decode_json(data, _Roster, what="the roster", limit=MAX_ROSTER)
-        return {party: int(node) for party, node in roster.nodes.items()}
+        return decode_json(data, _Roster, what="the roster", limit=MAX_ROSTER)
 
     def tell_of_party(self, fact: Fact) -> None:
         """By the aggregator: something became of a party."""
         with (self.path / "parties.jsonl").open("ab") as file:
             file.write(encode_fact(fact))
 
-    def begin_with(self, facts: tuple[Fact, ...]) -> None:
-        """By the ServerApp: what an earlier aggregator's run told."""
-        for fact in facts:
-            self._append(fact)
+    def begin(self, earlier: tuple[Fact, ...], begun: Begun) -> None:
+        """By the ServerApp: what an earlier aggregator's run told, what became of parties since, and that it goes on.
+
+        All at once: the end of an earlier run is never read without what came after it.
+        """
+        parties = self._lines("parties.jsonl")
+        told = (*earlier, *parties, begun)
+        self._write("facts.jsonl", b"".join(map(encode_fact, told)))
+        self._facts, self._taken = list(told), len(parties)
 
     def tell(self, fact: Fact) -> None:
         """By the ServerApp: a fact of the run, behind what became of parties before."""
@@ -117,9 +134,9 @@ class RunFolder:
         return (*told, *(fact for fact in self._lines("parties.jsonl") if encode_fact(fact) not in known))
 
     def ended(self) -> Ended | None:
-        """The end of the run, once it is told."""
-        ends = [fact for fact in self._lines("facts.jsonl") if isinstance(fact, Ended)]
-        return ends[-1] if ends else None
+        """The end of the run, once it is told; one that ended early and goes on has none."""
+        turns = [fact for fact in self._lines("facts.jsonl") if isinstance(fact, Begun | Ended)]
+        return turns[-1] if turns and isinstance(turns[-1], Ended) else None
 
     def all_told(self) -> tuple[Fact, ...]:
         """By the ServerApp: what it wrote so far."""
@@ -165,13 +182,13 @@ def go_through(folder: RunFolder, exchange: Exchange) -> None:
     checkpoint = read_checkpoint(state, federation=order.digest, key=order.key)
     if checkpoint is not None and checkpoint.run != order.run:
         raise FederationError("the checkpoint is of another run than the one that goes on")
+    earlier: tuple[Fact, ...] = ()
     if checkpoint is None:
         first = decode_arrays(folder.initial(), what="the first model", limit=MAX_MODEL)
         kept = Kept(0, first, {})
     else:
-        kept = checkpoint.kept
-        folder.begin_with(checkpoint.facts)
-    folder.tell(_begun(federation, order, kept.number))
+        kept, earlier = checkpoint.kept, checkpoint.facts
+    folder.begin(earlier, _begun(federation, order, kept.number))
 
     def keep(after: Kept, fact: Fact) -> None:
         folder.take_up()
@@ -182,7 +199,8 @@ def go_through(folder: RunFolder, exchange: Exchange) -> None:
         )  # fmt: skip
         folder.tell(fact)
 
-    Rounds(federation, order.run, exchange, keep=keep).go_on(kept)
+    rounds = Rounds(federation, order.run, exchange, keep=keep, claims=claims_of(earlier), keys=folder.keys)
+    rounds.go_on(kept)
 
 
 def _begun(federation: Federation, order: RunOrder, done: int) -> Begun:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
 import secrets
 import shutil
 import tempfile
@@ -29,6 +30,7 @@ from cloister.federated.agent import Agent
 from cloister.federated.aggregator import Aggregator, vouch
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.final_model import write_model
+from cloister.federated.identity import Identity
 from cloister.federated.messages import (
     ADMISSIONS,
     ATTENDANCE,
@@ -78,9 +80,10 @@ MAX_LINES: Final = 2000
 
 
 class OwnEvidence:
-    """This process's evidence, once it serves."""
+    """This process's evidence, once it serves, and the key in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
         self._found: tuple[EvidenceService, asyncio.AbstractEventLoop] | None = None
         self._there = threading.Event()
 
@@ -90,10 +93,10 @@ class OwnEvidence:
         self._there.set()
 
     def vouch(self, statement: bytes) -> Vouched:
-        """Evidence over a statement's digest. For threads beside the server's loop. Raises FederationError."""
+        """A statement, signed, with evidence. For threads beside the server's loop. Raises FederationError."""
         if not self._there.wait(30) or self._found is None:
             raise FederationError("this process does not serve yet")
-        return vouch(*self._found, statement)
+        return vouch(self.identity, *self._found, statement)
 
 
 def aggregator_service(
@@ -105,7 +108,9 @@ def aggregator_service(
     shown: BrokerIdentity,
 ) -> tuple[SealedGateway, KeyRing]:
     """The aggregator, with what its evidence shows of it."""
-    keyring = KeyRing(replica=f"aggregator-{secrets.token_hex(4)}", shown=lambda: shown)
+    keyring = KeyRing(
+        replica=f"aggregator-{secrets.token_hex(4)}", tls_spki_sha256=own.identity.digest, shown=lambda: shown
+    )
     viewers = _Viewers(agreed)
 
     def statement(asked: ModelAsked) -> Vouched:
@@ -174,9 +179,14 @@ def workload_service(
 
 @contextmanager
 def memory_folder(name: str) -> Iterator[Path]:
-    """A private folder in this machine's memory, gone at the end."""
+    """A private folder in this machine's memory, gone at the end; those of processes that were killed go with it."""
     shared = Path("/dev/shm")  # noqa: S108 -- memory, and the folder in it is ours alone
-    folder = Path(tempfile.mkdtemp(prefix=f"cloister-{name}-", dir=shared if shared.is_dir() else None))
+    place = shared if shared.is_dir() else Path(tempfile.gettempdir())
+    for left in place.glob(f"cloister-{name}-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and left.stat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"cloister-{name}-{os.getpid()}-", dir=place))
     try:
         yield folder
     finally:
@@ -205,6 +215,6 @@ class _Viewers:
 
     def check(self, token: str) -> None:
         with self._lock:
-            known = any(hmac.compare_digest(one, token) for one in self._tokens)
+            known = any(hmac.compare_digest(one.encode(), token.encode()) for one in self._tokens)
         if not known:
             raise FederationError("this token is nobody's", todo="ask again with the party's key")

@@ -32,7 +32,7 @@ def encode_arrays(arrays: Arrays) -> bytes:
     for name, array in arrays.items():
         if array.dtype.name not in KINDS:
             raise FormatError(f"{name} is of {array.dtype.name}; what travels is {' or '.join(KINDS)}")
-    return save({name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())})
+    return save({name: np.asarray(array, order="C") for name, array in sorted(arrays.items())})
 
 
 def decode_arrays(data: bytes, *, what: str, limit: int) -> dict[str, NDArray[Any]]:

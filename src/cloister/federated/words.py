@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Final
 
-from cloister.federated.federation import MILLION, Aggregation, Federation, Privacy
+from cloister.federated.federation import EPSILON, MILLION, Aggregation, Federation, Privacy
 from cloister.federated.words_machines import machines_in_words
 from cloister.manifest.signed import shown
 from cloister.manifest.words import moment
@@ -64,6 +64,7 @@ def _decided(federation: Federation) -> Iterator[str]:
     yield from _aggregation(federation)
     if isinstance(federation.privacy, Privacy):
         yield from _privacy(federation.privacy)
+        yield _without_noise(federation)
     else:
         yield (
             "NO DIFFERENTIAL PRIVACY: the model may memorise what it learns from, and show it to whoever receives or "
@@ -175,6 +176,14 @@ def _privacy(privacy: Privacy) -> Iterator[str]:
     )
     if privacy.epsilon_ppm > LOOSE:
         yield "A BUDGET OVER 10 PROMISES NEXT TO NOTHING."
+
+
+def _without_noise(federation: Federation) -> str:
+    told = sorted(set(federation.metrics) - {EPSILON, "examples", "seconds"})
+    return (
+        "NO NOISE is on what is told beside the weights, and ε does not cover it: how many examples a party has, how long it "
+        f"takes{''.join(f', {name}' for name in told)}."
+    )
 
 
 def _receivers(federation: Federation) -> Iterator[str]:

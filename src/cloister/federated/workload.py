@@ -12,13 +12,14 @@ import hashlib
 import hmac
 import importlib
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, Literal, cast
 
 import httpx2
 
@@ -26,19 +27,24 @@ from cloister.attester.launch import this_program
 from cloister.broker.mesh_request import make_request
 from cloister.channel.tls_context import server_side
 from cloister.encoding import from_hex
-from cloister.errors import FederationError, KeyUnavailable, UpdateRefused
+from cloister.errors import FederationError, KeyUnavailable, UpdateRefused, UsageError
 from cloister.federated.agreement import AgreedFederation
+from cloister.federated.exchange import Request
 from cloister.federated.federation import MILLION, Privacy
 from cloister.federated.flower_app import app_digest
 from cloister.federated.flower_processes import HOST, Loopback, SuperNode
 from cloister.federated.identity import Identity
+from cloister.federated.ledger import Ledger
 from cloister.federated.mesh import party_context
 from cloister.federated.messages import Done, Named, Renewal, Requested, TaskOrder, WorkAsked, WorkState
-from cloister.federated.provenance import agreed_chain
+from cloister.federated.provenance import FilesStated, agreed_chain
 from cloister.federated.relay import Relay, own_bundle, own_node
-from cloister.federated.rounds import Request, digest_of
+from cloister.federated.rounds import digest_of
+from cloister.federated.secure_memory import Memory
+from cloister.federated.secure_wire import STEPS
+from cloister.federated.secure_work import SecureWork
 from cloister.federated.serving import ThreadedServer, listen
-from cloister.federated.tasks import ExamplePrivacy, Opening, Training, find_task
+from cloister.federated.tasks import ExamplePrivacy, Opening, Trained, Training, find_task
 from cloister.federated.updates import Arrays, decode_arrays, encode_arrays
 from cloister.federated.workshop import SOCKET, Answer, Workshop
 from cloister.inference.model import OpenedModel, find_model
@@ -58,6 +64,8 @@ class Places:
     """A private folder in memory, empty, that ends with the process."""
     data: Path
     model: Path
+    state: Path | None = None
+    """Where the ledger of spent privacy lies, and what secure aggregation remembers, sealed. It outlives the process."""
 
 
 class GivenKeys:
@@ -74,7 +82,7 @@ class GivenKeys:
         if found is None:
             raise KeyUnavailable(
                 f"the agent gave no key at {uri}",
-                todo="hand it to the agent with `cloister federation join --key-file`",
+                todo="hand it to the agent with `cloister federation join --data-key`",
             )
         return found
 
@@ -93,13 +101,18 @@ class Workload:
         self.order: TaskOrder | None = None
         self.agreed: AgreedFederation | None = None
         self.training: Training | None = None
+        self._secure: SecureWork | None = None
+        """Where nobody may see this party's update."""
+        self.written: FilesStated | None = None
+        """What it said of the model that it wrote."""
         self._held: tuple[str, Arrays] | None = None
         """The newest model, and its digest."""
         self._rounds = 0
         self._relay: Relay | None = None
         self._root = ""
+        """Of the aggregator's mesh: another one's is another aggregator."""
         self._node: SuperNode | None = None
-        self._tunnel = ""
+        self._restart: Callable[[], None] = lambda: None
         self._run = ""
 
     def warm_up(self) -> None:
@@ -140,6 +153,7 @@ class Workload:
                 )
             with ExitStack() as undo:
                 self.training = self._opened(agreed, order, undo)
+                self._secure = self._hidden(agreed, order, undo) if federation.aggregation.secure else None
                 self.order, self.agreed = order, agreed
                 undo.callback(self._forget)
                 self._connect(order, undo)
@@ -151,7 +165,13 @@ class Workload:
         with self._lock:
             self.own(renewal.word)
             self._run = renewal.run
+            if self._secure is not None:
+                self._secure.know(renewal.peers)
             self._set_client(renewal.chain, renewal.bundle, renewal.root, renewal.tunnel)
+            if renewal.root != self._root or self._node is None or not self._node.running:
+                # Another aggregator does not know this node's number, and Flower's node ends when it hears that.
+                self._root = renewal.root
+                self._restart()
         return Done()
 
     def state(self, asked: WorkAsked) -> WorkState:
@@ -171,34 +191,46 @@ class Workload:
     # What the aggregator asks, over Flower.
 
     def work(self, request: Request) -> Answer:
-        """Train or score. Raises UpdateRefused for a request of another run."""
-        training, agreed, order = self.training, self.agreed, self.order
-        if training is None or agreed is None or order is None:
+        """Train, score, or a step of secure aggregation. Raises UpdateRefused, also for a request of another run."""
+        training, agreed, secure = self.training, self.agreed, self._secure
+        if training is None or agreed is None:
             raise FederationError("this workload has no task yet")
         if self._run and request.run != self._run:
             raise UpdateRefused("the request is of another run")
         if not 1 <= request.number <= agreed.federation.rounds:
             raise UpdateRefused(f"there is no round {request.number}")
-        arrays = self._model(request)
+        if request.kind in STEPS:
+            if secure is None:
+                raise UpdateRefused("in this federation updates are not added under masks")
+            return secure.answer(request, self._trained)
         if request.kind == "train":
-            seed = int.from_bytes(
-                hashlib.sha256(f"{order.party} {request.run} {request.number}".encode()).digest()[:6], "big"
-            )
-            trained = training.train(
-                arrays, number=request.number, seed=seed, step=lambda _done, _steps: None
-            )
+            if secure is not None:
+                raise UpdateRefused("in this federation nobody is shown an update, but the sum of all")
+            _, trained = self._trained(request)
             metrics = {
                 name: value for name, value in trained.metrics.items() if name in agreed.federation.metrics
             }
             return Answer(encode_arrays(trained.arrays), trained.examples, metrics)
         if request.kind == "score":
-            scored = training.score(arrays)
+            scored = training.score(self._model(request))
             self._rounds = request.number
             metrics = {
                 name: value for name, value in scored.metrics.items() if name in agreed.federation.metrics
             }
             return Answer(b"", scored.examples, metrics)
         raise UpdateRefused(f"there is no request {request.kind[:32]!r}")
+
+    def _trained(self, request: Request) -> tuple[Arrays, Trained]:
+        """The round's model, and what training made of it."""
+        training, order = self.training, self.order
+        if training is None or order is None:
+            raise FederationError("this workload has no task yet")
+        arrays = self._model(request)
+        words = f"{order.party} {request.run} {request.number}"
+        seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:6], "big")
+        return arrays, training.train(
+            arrays, number=request.number, seed=seed, step=lambda _done, _steps: None
+        )
 
     def _model(self, request: Request) -> Arrays:
         if request.content:
@@ -231,16 +263,46 @@ class Workload:
         def read(name: str) -> BinaryIO:
             return cast("BinaryIO", open_sealed(places.data / name, "rb", access=access))
 
-        privacy = federation.privacy
-        examples = isinstance(privacy, Privacy) and privacy.of == "examples"
+        privacy = _example_privacy(federation.privacy)
+        ledger = None if privacy is None else self._ledger(agreed, order, privacy, undo)
         opening = Opening(
             model=opened.files, settings=federation.task.settings, read=read,
-            proximal=federation.aggregation.proximal_ppm / MILLION,
-            privacy=_example_privacy(privacy) if examples and isinstance(privacy, Privacy) else None,
+            proximal=federation.aggregation.proximal_ppm / MILLION, privacy=privacy,
+            spend=None if ledger is None else ledger.spend,
         )  # fmt: skip
         training = find_task(federation.task.plugin)(opening)
         opened.confirm()
         return training
+
+    def _hidden(self, agreed: AgreedFederation, order: TaskOrder, undo: ExitStack) -> SecureWork:
+        if self._places.state is None:
+            raise UsageError(
+                "this workload was not told where to keep in which rounds its update was hidden",
+                todo="start it with --state, always with the same folder",
+            )
+        memory = Memory(
+            self._places.state, first=order.digest, party=order.party, keys=GivenKeys(order.keys), key_uri=order.output
+        )  # fmt: skip
+        undo.callback(memory.close)
+        secure = SecureWork(agreed.federation, order.party, self.identity, memory)
+        secure.know(order.peers)
+        return secure
+
+    def _ledger(
+        self, agreed: AgreedFederation, order: TaskOrder, privacy: ExamplePrivacy, undo: ExitStack
+    ) -> Ledger:
+        if self._places.state is None:
+            raise UsageError(
+                "this workload was not told where to keep what privacy it spends",
+                todo="start it with --state, always with the same folder",
+            )
+        ledger = Ledger(
+            self._places.state, first=order.digest, version=agreed.digest, party=order.party, privacy=privacy,
+            keys=GivenKeys(order.keys), key_uri=order.output,
+        )  # fmt: skip
+        undo.callback(ledger.close)
+        _log.info("privacy: epsilon %.4g of %.6g is spent so far", ledger.spent(), privacy.epsilon)
+        return ledger
 
     def _connect(self, order: TaskOrder, undo: ExitStack) -> None:
         """The workshop, the relay and Flower's node, from inside out."""
@@ -256,11 +318,21 @@ class Workload:
         context.load_cert_chain(loopback.certificate, loopback.key)
         server = ThreadedServer(self._relay, listen(HOST, 0), context, name="federation-relay")
         undo.callback(server.close)
-        self._node = SuperNode(
-            place, forward=server.port, root=loopback.certificate, key=self.identity.openssh(),
-            environment={SOCKET: str(path)},
-        )  # fmt: skip
-        undo.callback(self._node.close)
+
+        def restart() -> None:
+            self._end_node()
+            self._node = SuperNode(
+                Path(tempfile.mkdtemp(prefix="node-", dir=place)), forward=server.port, root=loopback.certificate,
+                key=self.identity.openssh(), environment={SOCKET: str(path)},
+            )  # fmt: skip
+
+        self._root, self._restart = order.root, restart
+        undo.callback(self._end_node)
+        restart()
+
+    def _end_node(self) -> None:
+        if self._node is not None:
+            self._node.close()
 
     def _set_client(self, chain: tuple[bytes, ...], bundle: bytes, root: str, tunnel: str) -> None:
         assert self.agreed is not None  # noqa: S101 -- who has a task has one
@@ -280,7 +352,7 @@ class Workload:
             self._relay.use(client)
 
     def _forget(self) -> None:
-        self.order = self.agreed = self.training = self._node = None
+        self.order = self.agreed = self.training = self._secure = self._node = None
 
 
 def open_model(path: Path, digest: str, signers: frozenset[bytes], keys: KeySource | None) -> OpenedModel:
@@ -294,7 +366,9 @@ def open_model(path: Path, digest: str, signers: frozenset[bytes], keys: KeySour
     return model.open(keys)
 
 
-def _example_privacy(privacy: Privacy) -> ExamplePrivacy:
+def _example_privacy(privacy: Literal["none"] | Privacy) -> ExamplePrivacy | None:
+    if not isinstance(privacy, Privacy) or privacy.of != "examples":
+        return None
     return ExamplePrivacy(
         noise=privacy.noise_ppm / MILLION, clip=privacy.clip_ppm / MILLION, delta=1 / privacy.delta_inverse,
         epsilon=privacy.epsilon_ppm / MILLION,

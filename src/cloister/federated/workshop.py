@@ -6,6 +6,7 @@ processes see sealed-in bytes alone: neither data nor keys are ever in them. Len
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import struct
@@ -19,7 +20,7 @@ import msgspec
 
 from cloister.encoding import Record, decode_json
 from cloister.errors import CloisterError, FormatError
-from cloister.federated.rounds import Request
+from cloister.federated.exchange import Request
 
 SOCKET: Final = "CLOISTER_FEDERATION_SOCKET"
 """The environment variable that names it to the ClientApp."""
@@ -64,14 +65,21 @@ class Workshop:
     def __init__(self, path: Path, work: Work) -> None:
         self._work = work
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(str(path))
-        path.chmod(0o600)
-        self._socket.listen(4)
+        try:
+            self._socket.bind(str(path))
+            path.chmod(0o600)
+            self._socket.listen(4)
+        except OSError:
+            self._socket.close()
+            raise
         self._thread = threading.Thread(target=self._serve, name="workshop", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """No further request is taken."""
+        with contextlib.suppress(OSError):
+            # A thread that waits for a connection would take one more.
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _serve(self) -> None:
@@ -83,7 +91,7 @@ class Workshop:
             with connection:
                 try:
                     self._answer(connection)
-                except (OSError, FormatError) as error:
+                except (OSError, FormatError, MemoryError) as error:
                     _log.warning("a request to the workload was dropped (%s)", type(error).__name__)
 
     def _answer(self, connection: socket.socket) -> None:
@@ -118,7 +126,8 @@ def ask_workshop(path: str, request: Request) -> Answer:
 
 def _send(connection: socket.socket, head: bytes, content: bytes) -> None:
     connection.sendall(_LENGTHS.pack(len(head), len(content)) + head)
-    connection.sendall(content)
+    if content:  # who has read all may be gone, and even an empty send fails then
+        connection.sendall(content)
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, bytes]:
