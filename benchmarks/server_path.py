@@ -44,6 +44,10 @@ class Server:
         self.told: dict[str, Any] = json.loads(process.stdout.readline())
         self._keys = b""
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def keys(self) -> bytes:
         """The gateway's key configurations, as anybody gets them."""
         if not self._keys:

@@ -1,0 +1,230 @@
+"""Federated training: how much worse a model is that parties trained together without showing each other their data.
+
+Compared are one model that learned from all data in one place, the federation's, and the best that a party alone can do:
+after as many epochs each, with the same encoder and rates, on the same test part, by whole entities, strictly. A round is an
+epoch at each party and the mean of their weights by their sentences (FedAvg); the rate falls over all rounds. Rounds are
+computed in one process with the parts that a party's workload has: what would travel is the same numbers.
+
+NCBI disease is divided among three parties, UNER Chinese among four: at random (IID), and skewed, by the kind of a
+sentence's first entity, in shares drawn from a Dirichlet distribution of 0.5, anew for each seed. MiniLM-L6 is English. Of
+Chinese it knows 244 characters, 32 % of the text's, so Chinese is read by characters; a table says what each reading costs.
+
+By name alone: hours on two cores. What is computed is kept in ``build/bench/``, so that a run that was broken off goes on
+where it stopped; ``--rounds`` is the number of seeds, and ``--minutes 0`` writes the page of what there is.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from rich.progress import Progress
+
+from benchmarks.federated_trials import Corpus, Found, Score, Trial, computed, keep, kept
+from benchmarks.report import Aim, Bar, Chart, Result, Table
+from benchmarks.sections import Options, about
+from benchmarks.sides import ROOT
+from cloister.federated.corpus import Columns
+from cloister.federated.learning import Learning
+from cloister.federated.partition import Way
+
+KEPT: Final = ROOT / "build" / "bench" / "federated_quality.jsonl"
+SEEDS: Final = 3
+WITHIN: Final = -2.0
+"""Points of F1 that a federation may be behind."""
+CENTRAL: Final = "all data in one place"
+DIVISIONS: Final[dict[Way, str]] = {"iid": "IID", "skewed": "skewed"}
+READINGS: Final = {
+    "MiniLM, words by its own vocabulary": Trial(0, encoder="MiniLM", word_level=True),
+    "MiniLM, characters by its own vocabulary": Trial(0, encoder="MiniLM"),
+    "MiniLM, with an entry of its own for each character": Trial(0, encoder="MiniLM with characters"),
+    "2 layers of 128 that have learned nothing before, characters": Trial(0),
+}
+"""What reads Chinese."""
+NCBI: Final = Corpus(
+    "NCBI disease", "ncbi-disease", "tsv", ("Disease",), Columns(0, 1), 3, "MiniLM", 5,
+    Learning(batch=32, rate=6e-4, head_rate=4e-3),
+)  # fmt: skip
+UNER: Final = Corpus(
+    "UNER Chinese", "uner-zh-gsdsimp", "iob2", ("PER", "LOC", "ORG"), Columns(1, 2), 4, "characters", 10,
+    Learning(batch=32, rate=2e-3, head_rate=4e-3), characters=True,
+)  # fmt: skip
+
+
+def run(options: Options) -> Result:
+    seeds = range(1, options.rounds(SEEDS) + 1)
+    corpora = [replace(one, epochs=1, most=48) if options.quick else one for one in (NCBI, UNER)]
+    found: dict[str, Found] = {}
+    with Progress(transient=True) as progress:
+        for corpus in corpora:
+            trials = list(trials_of(corpus, seeds))
+            found[corpus.name] = {} if options.quick else kept(corpus, KEPT)
+            missing = [one for one in trials if one not in found[corpus.name]] if options.minutes > 0 else []
+            task = progress.add_task(corpus.name, total=len(missing))
+            for trial in missing:
+                found[corpus.name][trial] = score = computed(corpus, trial)
+                if not options.quick:
+                    keep(corpus, trial, score, KEPT)
+                progress.advance(task)
+    return result(corpora, found)
+
+
+def trials_of(corpus: Corpus, seeds: Iterable[int]) -> Iterator[Trial]:
+    """What the page shows, one seed after another."""
+    for seed in seeds:
+        yield Trial(seed)
+        yield from (Trial(seed, division=division) for division in DIVISIONS)
+        for division in DIVISIONS:
+            yield from (Trial(seed, division=division, party=party) for party in range(corpus.parties))
+        yield Trial(seed, crf=False)
+        yield Trial(seed, crf=False, division="iid")
+        if corpus.characters:
+            yield from (replace(one, seed=seed) for one in READINGS.values() if one != Trial(0))
+
+
+Row = dict[int, Score]
+"""A score of each seed that there is."""
+
+
+def result(corpora: Sequence[Corpus], found: dict[str, Found]) -> Result:
+    """The page of what there is."""
+    rows = {one.name: _rows(one, found[one.name]) for one in corpora}
+    tables = [_main(one, found[one.name], rows[one.name]) for one in corpora]
+    tables.append(_crf(corpora, found))
+    tables += [_readings(one, found[one.name]) for one in corpora if one.characters]
+    chart = Chart(
+        name="federated_quality",
+        title="F1 on the test part",
+        unit="%",
+        groups=tuple(rows),
+        series=tuple(next(iter(rows.values()))),
+        bars=tuple(tuple(map(_bar, one.values())) for one in rows.values()),
+    )
+    return Result(
+        title="Federated training: quality",
+        text=about(__doc__),
+        tables=tuple(tables),
+        charts=(chart,),
+        aims=tuple(aim for name, one in rows.items() for aim in _aims(name, one)),
+        figures={
+            name: {row: {seed: score.f1 for seed, score in scores.items()} for row, scores in one.items()}
+            for name, one in rows.items()
+        },
+    )
+
+
+def _rows(corpus: Corpus, scores: Found) -> dict[str, Row]:
+    rows = {CENTRAL: _of(scores, Trial(0))}
+    for division, name in DIVISIONS.items():
+        rows[f"federated, {name}"] = _of(scores, Trial(0, division=division))
+        rows[f"best party alone, {name}"] = _best_alone(corpus, scores, division)
+    return rows
+
+
+def _of(scores: Found, trial: Trial) -> Row:
+    return {one.seed: score for one, score in scores.items() if replace(one, seed=0) == trial}
+
+
+def _best_alone(corpus: Corpus, scores: Found, division: Way) -> Row:
+    """Of each seed whose parties were all alone. The best is chosen by the test part, in its favour."""
+    found = {}
+    for seed in {one.seed for one in scores}:
+        trials = [Trial(seed, division=division, party=party) for party in range(corpus.parties)]
+        if all(one in scores for one in trials):
+            found[seed] = max((scores[one] for one in trials), key=lambda score: score.f1)
+    return found
+
+
+def _gains(row: Row, beside: Row) -> list[float]:
+    """Points of F1, of the seeds that both have."""
+    return [row[seed].f1 - beside[seed].f1 for seed in sorted(row.keys() & beside.keys())]
+
+
+def _main(corpus: Corpus, scores: Found, rows: dict[str, Row]) -> Table:
+    central = rows[CENTRAL]
+    cells = []
+    for name, row in rows.items():
+        scored = row.values()
+        shares = (
+            [one.f1 for one in scored],
+            [one.precision for one in scored],
+            [one.recall for one in scored],
+        )
+        behind = "" if name == CENTRAL else _signed(_gains(row, central))
+        cells.append((name, *map(_spread, shares), behind, str(len(row))))
+    learning, seconds = corpus.learning, sum(one.seconds for one in scores.values())
+    note = (
+        f"{corpus.parties} parties; {corpus.encoder}; {corpus.epochs} epochs, batches of {learning.batch}, rates "
+        f"{learning.rate:g} and {learning.head_rate:g} (of linear layer and CRF), the same for all; mean, and standard "
+        f"deviation, of the seeds. The best party is chosen by its F1 on the test part. All of this corpus's trainings took "
+        f"{seconds / 60:.0f} min, beside other work."
+    )
+    head = ("", "F1", "precision", "recall", "F1 less that of all data in one place", "seeds")
+    return Table(corpus.name, head, tuple(cells), note)
+
+
+def _crf(corpora: Sequence[Corpus], found: dict[str, Found]) -> Table:
+    cells = []
+    for corpus in corpora:
+        ways: tuple[tuple[str, Way | None], ...] = ((CENTRAL, None), ("federated, IID", "iid"))
+        for name, division in ways:
+            rows = [_of(found[corpus.name], Trial(0, crf=crf, division=division)) for crf in (True, False)]
+            gain = _gains(*rows)
+            f1 = [_spread([one.f1 for one in row.values()]) for row in rows]
+            cells.append((f"{corpus.name}, {name}", *f1, _signed(gain), str(len(gain))))
+    note = (
+        "Both begin with a bias of 6 for O; without a CRF each word's loss is weighted (Souza et al. 2019)."
+    )
+    head = ("F1", "BERT + CRF", "BERT + softmax", "CRF less softmax", "seeds of both")
+    return Table("With a CRF, and without", head, tuple(cells), note)
+
+
+def _readings(corpus: Corpus, scores: Found) -> Table:
+    cells = [
+        (name, _spread([one.f1 for one in row.values()]), str(len(row)))
+        for name, trial in READINGS.items()
+        if (row := _of(scores, trial))
+    ]
+    return Table(f"{corpus.name}: what reads it, all data in one place", ("", "F1", "seeds"), tuple(cells))
+
+
+def _aims(corpus: str, rows: dict[str, Row]) -> list[Aim]:
+    aims = []
+    for name in DIVISIONS.values():
+        row = rows[f"federated, {name}"]
+        for bound, other, words in (
+            (WITHIN, CENTRAL, "all data in one place"),
+            (0.0, f"best party alone, {name}", "the best party alone"),
+        ):
+            gains = _gains(row, rows[other])
+            found = statistics.fmean(gains) if gains else None
+            aims.append(
+                Aim(
+                    f"{corpus}, {name}: F1 of the federation less that of {words}",
+                    bound,
+                    "at least",
+                    found,
+                    "points",
+                )
+            )
+    return aims
+
+
+def _bar(row: Row) -> Bar | None:
+    values = [one.f1 for one in row.values()]
+    return Bar(statistics.fmean(values), min(values), max(values)) if values else None
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    return f"{statistics.fmean(values):.1f}" + (
+        f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    )
+
+
+def _signed(values: Sequence[float]) -> str:
+    text = _spread(values)
+    return f"+{text}" if values and statistics.fmean(values) > 0 else text
