@@ -3,6 +3,7 @@
 # make test   everything that CI runs: lint, types, layers, unit, property, vectors, contracts, scenarios
 # make test-browser   other people's packages in a real Chromium ask our gateway; slow lane, not part of make test
 # make bench  the scoreboard: every figure of docs/benchmarks/, written by the run; SECTION=figure6 one section, QUICK=1 a short pass
+# make bench-federated   what protection costs a federated round: MINUTES=12 of it, and the next time what is left; TURNS=1 fewer turns
 # make fuzz   the properties and parsers with many more examples (EXAMPLES=5000), bounded to half an hour
 # Each does its own set-up, and is quick the second time.
 
@@ -17,10 +18,10 @@ PARALLEL := -n auto --dist loadfile
 # A virtual environment does not survive being moved or copied: then it is set up again.
 MOVED := $(shell [ "$$(cat $(VENV)/.made-at 2>/dev/null)" = "$$(pwd -P)" ] || echo moved)
 
-.PHONY: moved demo federated-demo test test-browser lint unit bench fuzz train clean help
+.PHONY: moved demo federated-demo test test-browser lint unit bench bench-federated fuzz train clean help
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,8s/^# //p' Makefile
 
 $(VENV)/.demo-ready: pyproject.toml constraints.txt scripts/setup.sh $(MOVED)
 	@scripts/setup.sh demo
@@ -56,6 +57,9 @@ test-browser: $(VENV)/.browser-ready
 
 bench: $(VENV)/.test-ready
 	@$(BIN)/python -m benchmarks.scoreboard $(SECTION) $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(MODELS),--models $(MODELS))
+
+bench-federated: $(VENV)/.test-ready
+	@$(BIN)/python -m benchmarks.scoreboard federated_cost $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(TURNS),--rounds $(TURNS))
 
 fuzz: $(VENV)/.test-ready
 	@CLOISTER_EXAMPLES=$(EXAMPLES) timeout 1800 $(BIN)/pytest tests/property tests/unit tests/vectors --timeout 1800 -m "not npm" $(PYTEST_ARGS)

@@ -81,6 +81,7 @@ class Federation:
     deadline: int = 300
     minimum: int = 2
     everyone: bool = True
+    attest_minutes: int = 30
     method: str = "fedavg"
     aggregation: Mapping[str, Any] = field(default_factory=dict)
     privacy: Mapping[str, Any] | None = None
@@ -141,7 +142,8 @@ class Federation:
         """As the one who begins writes it."""
         lines = [
             f'name = "{NAME}"', f"rounds = {self.rounds}", f"deadline = {self.deadline}", f"minimum = {self.minimum}",
-            "attest-minutes = 30", f"everyone = {json.dumps(self.everyone)}", f"metrics = {json.dumps(list(self.metrics))}",
+            f"attest-minutes = {self.attest_minutes}", f"everyone = {json.dumps(self.everyone)}",
+            f"metrics = {json.dumps(list(self.metrics))}",
             f"receivers = {json.dumps(list(self.receivers or self.files))}",
             f'aggregator = ["{AGGREGATOR}/aggregator.toml"]',
         ]  # fmt: skip

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Set up a fresh Debian machine for `make demo`, `make test` or `make test-browser`: virtual environment, Python
 # packages, and as root what the tests drive from outside (Node for the npm packages; for the browser lane Chromium,
-# too; for the attesters' tests a software TPM and FUSE; gocryptfs to be measured against; for the broker's a software HSM and PostgreSQL). Idempotent; quick the second time.
+# too; for the attesters' tests a software TPM and FUSE; gocryptfs to be measured against; for the broker's a software
+# HSM and PostgreSQL; for federations tshark). Idempotent; quick the second time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lane=${1:?usage: scripts/setup.sh demo|test|browser}
@@ -75,6 +76,10 @@ if [ "$lane" != demo ]; then
   fi
   if ! { command -v softhsm2-util && ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 &&
     ! apt_install --no-install-recommends softhsm2 postgresql; then
+    [ "${CI:-}" != true ] || exit 1
+    say "going on without: the tests that need them are skipped"
+  fi
+  if ! { command -v tshark && command -v ip; } >/dev/null && ! apt_install --no-install-recommends tshark iproute2; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
   fi

@@ -16,10 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
 from cloister.channel.transport import SealedClient, connect
+from cloister.cli import build
 from cloister.cli.federation_parties import Seen
 from cloister.cli.federation_serving import agreed_files
 from cloister.cli.signing_options import one_signer
+from cloister.encoding import b64url_decode, b64url_encode, encode_json, parse_json
 from cloister.errors import CloisterError
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.progress import Begun, Ended, Fact, PartyState, RoundDone
@@ -64,6 +70,51 @@ def site(root: Path, **settings: Any) -> Federation:
     """A federation below ``root`` that nothing was done for yet but its model."""
     model = save_encoder(root / "models" / "encoder")
     return Federation(root / "site", model, {name: data_of(name) for name in PARTIES}, SETTINGS, **settings)
+
+
+@contextlib.contextmanager
+def commands_here() -> Iterator[None]:
+    """What a federation does by commands that end is done in this process meanwhile: the same, without their start."""
+
+    def here(*words: str | Path) -> str:
+        result = invoked(*words)
+        if result.exception is not None:
+            raise result.exception
+        return result.stdout
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("federation.cloister", here)
+        yield
+
+
+def invoked(*words: str | Path) -> Result:
+    """What came of one command in this process."""
+    return CliRunner().invoke(build(), [str(word) for word in words])
+
+
+def refusal(*words: str | Path) -> CloisterError:
+    """Why the command is refused: in one line."""
+    error = invoked(*words).exception
+    assert isinstance(error, CloisterError), error
+    assert len(str(error).splitlines()) == 1
+    return error
+
+
+def edited(document: bytes, old: bytes, new: bytes) -> bytes:
+    """A signed document in which somebody wrote ``new`` for ``old``, under the signatures that it has."""
+    envelope = parse_json(document, what="a signed document")
+    plain = b64url_decode(envelope["document"], what="the document")
+    assert old in plain
+    return encode_json(envelope | {"document": b64url_encode(plain.replace(old, new, 1))})
+
+
+def end(federation: Federation, *, seconds: float = 60) -> None:
+    """End every part, and leave it the time that it takes on a busy machine: what is killed cleans nothing up."""
+    for service in federation.services.values():
+        service.process.terminate()
+    for service in federation.services.values():
+        service.process.wait(seconds)
+    federation.stop()
 
 
 def agreed(federation: Federation) -> AgreedFederation:

@@ -102,13 +102,25 @@ def overheard(networks: Networks, file: Path) -> Iterator[None]:
 
 
 def streams(file: Path, port: int | None = None) -> list[bytes]:
-    """The bytes of each direction of each connection, in order; of one server port, or of all."""
+    """The bytes of each direction of each connection, in order; of one server port, or of all. Fails where some lack."""
     parts: dict[tuple[str, str], dict[int, bytes]] = defaultdict(dict)
     shown = "tcp.len > 0" if port is None else f"tcp.len > 0 && tcp.port == {port}"
     for line in _tshark(file, shown, "tcp.stream", "ip.src", "tcp.seq", "tcp.payload"):
         stream, source, sequence, payload = line.split("\t")
-        parts[stream, source][int(sequence)] = bytes.fromhex(payload)
-    return [b"".join(found[at] for at in sorted(found)) for found in parts.values()]
+        known = parts[stream, source].get(int(sequence), b"")
+        parts[stream, source][int(sequence)] = max(known, bytes.fromhex(payload), key=len)
+    return [_in_order(found) for found in parts.values()]
+
+
+def _in_order(parts: dict[int, bytes]) -> bytes:
+    """What was sent twice counts once, however it was cut."""
+    begin = min(parts)
+    found = bytearray()
+    for at, payload in sorted(parts.items()):
+        new = payload[begin + len(found) - at :] if at - begin < len(found) else payload
+        assert at - begin <= len(found), "the listener missed something"
+        found += new
+    return bytes(found)
 
 
 def tls_fields(file: Path, port: int, shown: str, field: str) -> list[str]:

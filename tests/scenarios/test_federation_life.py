@@ -7,7 +7,9 @@ newest, and the end of a party's workload in a round. What it has to come to is 
 from __future__ import annotations
 
 import io
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -30,7 +32,7 @@ from cloister.federated.workload import Places, Workload
 from cloister.inference.model_files import ModelFiles
 from deployment import CommandFailedError
 from federation import AGGREGATOR, Federation
-from federation_site import PARTIES, Watch, agreed, alive, data_of, killed, site, wait_for
+from federation_site import PARTIES, Watch, agreed, alive, commands_here, data_of, killed, site, wait_for
 
 ROUNDS, DEADLINE = 4, 60
 KILLED_AFTER = 3
@@ -61,7 +63,8 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
     federation = site(
         tmp_path_factory.mktemp("life"), rounds=ROUNDS, deadline=DEADLINE, receivers=PARTIES[:1]
     )
-    federation.prepare()
+    with commands_here():
+        federation.prepare()
     watch, state = Watch(federation), federation.aggregator.root / "state"
     older, newest = federation.root / "older", federation.root / "newest"
     with ExitStack() as undo:
@@ -74,8 +77,9 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
         for name in PARTIES:
             federation.start_workload(name)
             federation.start_agent(name)
-        for name in PARTIES:
-            federation.join(name)
+        with commands_here():
+            for name in PARTIES:
+                federation.join(name)
         wait_for(watch.rounds, seconds=240, what="the first round")
         shutil.copyfile(state / NAME, older)
         # Now at the latest agents have seen a round that the older checkpoint does not have.
@@ -131,7 +135,10 @@ def test_a_run_goes_on_from_its_last_round_when_its_aggregator_was_killed(lived:
 def test_a_round_goes_on_at_its_deadline_when_a_partys_workload_was_killed(lived: Lived) -> None:
     last = lived.rounds[-1]
     assert sorted(last.shares) == ["north", "south"]
-    assert last.refused == {"west": f"nothing came within {DEADLINE} s"}
+    assert list(last.refused) == ["west"]
+    # Flower counts two heartbeats that did not come, which may take as long.
+    assert re.search(f"nothing came within {DEADLINE} s|failed to report a heartbeat", last.refused["west"])
+    assert last.seconds < DEADLINE + 30
     assert all(sorted(one.shares) == sorted(PARTIES) for one in lived.rounds[:-1])
 
 
@@ -160,7 +167,7 @@ def undisturbed(federation: Federation, run: str, took_part: Mapping[int, list[s
             workload.training = plugin(
                 Opening(model, settings, lambda name, files=files: io.BytesIO(files[name]))  # type: ignore[misc]
             )
-            workload.agreed = found
+            workload.agreed, workload.leased = found, math.inf
             workload.order = cast("Any", SimpleNamespace(party=party))
             workloads[party] = workload
         first = workloads[PARTIES[0]].training

@@ -7,10 +7,11 @@ and their sum. So the run's models are told bit by bit, and one can look for a p
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -34,10 +35,20 @@ from cloister.federated.updates import Arrays, decode_arrays, encode_arrays
 from cloister.federated.workload import Places, Workload
 from cloister.inference.model_files import ModelFiles
 from federation import AGGREGATOR, Federation
-from federation_site import PARTIES, Watch, agreed, children, data_of, in_memory_of, site, wait_for
+from federation_site import (
+    PARTIES,
+    Watch,
+    agreed,
+    children,
+    commands_here,
+    data_of,
+    in_memory_of,
+    site,
+    wait_for,
+)
 
 ROUNDS = 2
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass
@@ -67,20 +78,22 @@ class Lived:
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
     federation = site(
-        tmp_path_factory.mktemp("secure"), rounds=ROUNDS, deadline=200, aggregation={"secure": True},
+        tmp_path_factory.mktemp("secure"), rounds=ROUNDS, deadline=300, aggregation={"secure": True},
         metrics=("f1", "loss"),
     )  # fmt: skip
-    digest = federation.prepare()
+    with commands_here():
+        digest = federation.prepare()
     watch = Watch(federation)
     with ExitStack() as undo:
         undo.callback(federation.stop)
         undo.callback(watch.close)
-        federation.start()
-        wait_for(watch.rounds, seconds=200, what="the first round")
+        with commands_here():
+            federation.start()
+        wait_for(watch.rounds, seconds=300, what="the first round")
         expected = computed(federation, watch.begun()[0].run)
         aggregator = federation.services[AGGREGATOR].process.pid
         found = [anywhere([aggregator, *children(aggregator)], expected[0].updates)]
-        ended = wait_for(watch.ended, seconds=200, what="the end")
+        ended = wait_for(watch.ended, seconds=300, what="the end")
         found.append(anywhere([aggregator, *children(aggregator)], expected[1].updates))
         own = federation.services["north workload"].process.pid
         kept = anywhere([own], expected[1].updates[:1])
@@ -131,7 +144,7 @@ def computed(federation: Federation, run: str) -> list[Expected]:
     """Every round, by the parties' own code, with the sum of their vectors taken in the clear."""
     found, threads, rounds = agreed(federation), torch.get_num_threads(), list[Expected]()
     how = structs.replace(found.federation.aggregation, secure=False)
-    shown = replace(found, federation=structs.replace(found.federation, aggregation=how))
+    shown = structs.replace(found.federation, aggregation=how)
     torch.set_num_threads(1)  # as each workload has: sums in another order are others
     with ExitStack() as undo:
         undo.callback(torch.set_num_threads, threads)
@@ -140,12 +153,12 @@ def computed(federation: Federation, run: str) -> list[Expected]:
             opened = undo.enter_context(ModelFiles.of_path(federation.model))
             one = Workload(Identity.generate(), Places(Path(os.devnull), Path(os.devnull), Path(os.devnull)))
             files = data_of(name)
-            one.training = find_task(shown.federation.task.plugin)(
-                Opening(
-                    opened, shown.federation.task.settings, lambda file, files=files: io.BytesIO(files[file])
-                )  # type: ignore[misc]
+            one.training = find_task(shown.task.plugin)(
+                Opening(opened, shown.task.settings, lambda file, files=files: io.BytesIO(files[file]))  # type: ignore[misc]
             )
-            one.agreed, one.order = shown, cast("Any", SimpleNamespace(party=name))
+            one.leased = math.inf
+            one.agreed = cast("Any", SimpleNamespace(federation=shown))
+            one.order = cast("Any", SimpleNamespace(party=name))
             parties[name] = one
         first = parties[PARTIES[0]].training
         assert first is not None
@@ -155,7 +168,7 @@ def computed(federation: Federation, run: str) -> list[Expected]:
             terms = Terms(
                 run=run, number=number, model=digest_of(blob), threshold=least_threshold(len(parties)),
                 parties={name: one.identity.key.public_key() for name, one in parties.items()},
-                largest_ppm=shown.federation.aggregation.largest_ppm,
+                largest_ppm=how.largest_ppm,
                 shapes={name: array.shape for name, array in model.items()},
             )  # fmt: skip
             total, parts = np.zeros(1 + terms.values, "<u8"), []

@@ -88,6 +88,10 @@ def test_what_all_parties_signed_is_in_force_and_says_what_evidence_may_meet() -
             id="clients' privacy by an aggregator that sees none",
         ),
         pytest.param(
+            {"aggregation": aggregation(secure=True), "everyone": False}, "by the aggregator's word",
+            id="hidden updates between parties that know each other by the aggregator's word",
+        ),
+        pytest.param(
             {"aggregation": aggregation(method="krum", tolerated=1)}, "needs 5 in a round", id="Krum of too few",
         ),
         pytest.param(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,11 +74,12 @@ def workload(root: Path, *, party: str = "north", held: bool = True, **changes: 
         identity(f"{party} workload"), Places(memory=root / "memory", data=root, model=root), now=lambda: NOW
     )
     plain: dict[str, Any] = {
-        "federation": (encode_signed(federation().signed),), "digest": federation().digest, "word": WORD, "party": party,
-        "run": RUN, "chain": (), "bundle": b"", "root": "", "tunnel": "", "keys": {URI: KEY}, "signers": (),
+        "federation": (encode_signed(federation().signed),), "digest": federation().digest, "word": WORD, "lease": 60,
+        "party": party, "run": RUN, "chain": (), "bundle": b"", "root": "", "tunnel": "", "keys": {URI: KEY}, "signers": (),
         "output": URI, "peers": {},
     }  # fmt: skip
     found.order, found.agreed, found.training = TaskOrder(**(plain | changes)), federation(), Means()
+    found.leased = math.inf
     if held:
         found.work(Request("score", RUN, 1, FINAL, encode_arrays(MODEL)))
     return found

@@ -192,8 +192,8 @@ def order_of(found: Federation, party: str) -> TaskOrder:
     document = signed(found)
     uri = URI.format(party)
     return TaskOrder(
-        federation=(encode_signed(document),), digest=document.digest, word="w", party=party, run=RUN, chain=(), bundle=b"",
-        root="", tunnel="", keys={uri: bytes(32)}, signers=(), output=uri, peers={},
+        federation=(encode_signed(document),), digest=document.digest, word="w", lease=600, party=party, run=RUN, chain=(),
+        bundle=b"", root="", tunnel="", keys={uri: bytes(32)}, signers=(), output=uri, peers={},
     )  # fmt: skip
 
 
@@ -244,6 +244,7 @@ class Hospitals:
             )
         )
         workload.agreed, workload.order = found, order_of(self.document, party)
+        workload.leased = math.inf
         self._ledgers[party], self._workloads[party] = ledger, workload
 
     def ready(self) -> frozenset[str]:

@@ -453,8 +453,8 @@ def ordered(
         )  # fmt: skip
         found = signed(document)
         order = TaskOrder(
-            federation=(encode_signed(found),), digest=found.digest, word="word", party="north", run=RUN, chain=(),
-            bundle=b"", root="", tunnel="", keys={URI: KEY}, signers=(signing.public_key.hex(),), output=URI,
+            federation=(encode_signed(found),), digest=found.digest, word="word", lease=600, party="north", run=RUN,
+            chain=(), bundle=b"", root="", tunnel="", keys={URI: KEY}, signers=(signing.public_key.hex(),), output=URI,
             peers={"south": OTHER},
         )  # fmt: skip
         places = Places(
@@ -510,7 +510,7 @@ def test_a_workload_believes_the_keys_of_its_agent_s_newest_word(
 ) -> None:
     monkeypatch.setattr(Workload, "_set_client", lambda *_: None)
     workload = ordered()
-    renewal = Renewal(word="word", chain=(), bundle=b"", root="", tunnel="", run=RUN, peers={})
+    renewal = Renewal(word="word", lease=600, chain=(), bundle=b"", root="", tunnel="", run=RUN, peers={})
     with pytest.raises(FederationError, match="not the agent"):
         workload.renew(structs.replace(renewal, word="another"))
     assert workload.work(asks(workload, "keys")).content

@@ -199,6 +199,7 @@ def test_a_workshop_that_is_closed_takes_no_further_request() -> None:
         path = Path(folder) / "workshop"
         shop = Workshop(path, echo)
         assert ask_workshop(str(path), REQUEST).content == b"model"
+        threading.Event().wait(0.1)  # until it waits for the next one
         shop.close()
         with pytest.raises(OSError, match="refused"):
             ask_workshop(str(path), REQUEST)

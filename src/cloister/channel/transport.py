@@ -219,9 +219,10 @@ def connect(
     """Verify the workload at ``url`` and return a client whose every request is sealed to it.
 
     ``url`` is an origin (``http://host:8000``), with or without ``/v1``. ``policy`` is a policy or the path of one,
-    or several of which one has to be met; instead of it ``manifest`` is an anchor or the path of one, and takes whatever reference values the pinned owners
-    sign for the workload. ``timeout`` in seconds for requests. ``transport`` carries the sealed bytes (a proxy, a
-    test). Only the post-quantum KEM is used unless ``allow_classical_kem``. ``now`` and ``nonce`` are for tests.
+    or several of which one has to be met; instead of it ``manifest`` is an anchor or the path of one, and takes
+    whatever reference values the pinned owners sign for the workload. ``timeout`` in seconds for requests.
+    ``transport`` carries the sealed bytes (a proxy, a test). Only the post-quantum KEM is used unless
+    ``allow_classical_kem``. ``now`` and ``nonce`` are for tests.
     Raises :class:`NetworkError`, :class:`~cloister.errors.PolicyError`, :class:`~cloister.errors.ManifestError` and
     what appraisal raises.
     """

@@ -87,9 +87,9 @@ Steps = Generator[Send | Read | Keep | Close, Any, T]
 class Verification:
     """The current result for one origin, and how to get another.
 
-    ``accepts`` is a policy, policies of which one has to be met, or the anchor of a manifest. ``nonce`` draws 32 fresh bytes; ``now`` is Unix seconds and
-    never counts as earlier than the newest issue date of collateral that was verified here. Safe to share between
-    threads: at worst two verify at once.
+    ``accepts`` is a policy, policies of which one has to be met, or the anchor of a manifest. ``nonce`` draws 32
+    fresh bytes; ``now`` is Unix seconds and never counts as earlier than the newest issue date of collateral that was
+    verified here. Safe to share between threads: at worst two verify at once.
     """
 
     def __init__(

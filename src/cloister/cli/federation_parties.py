@@ -218,7 +218,8 @@ def verify_model(
         f"attest it; {read}. Its index is signed by {files.signer}",
         {
             "federation": agreed.digest, "run": run.run, "rounds": len(run.rounds), "model": run.model,
-            "index": files.index, "index_signer": files.signer, "parties": sorted(run.parties), "checked": key_file is not None,
+            "index": files.index, "index_signer": files.signer, "parties": sorted(run.parties),
+            "checked": key_file is not None,
         },
     )  # fmt: skip
 

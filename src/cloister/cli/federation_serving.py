@@ -180,7 +180,9 @@ def work(
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option("--state", help="What has to outlive it, sealed: privacy spent, updates hidden; always the same."),
+        typer.Option(
+            "--state", help="What has to outlive it, sealed: privacy spent, updates hidden; always the same."
+        ),
     ] = None,
     threads: Annotated[
         int | None,

@@ -6,8 +6,9 @@ for this agent's key. Then, for as long as it runs, in this order and again ever
 1. The aggregator's evidence meets a policy that every party signed, and binds this very version of the federation.
 2. The workload's evidence meets a policy for it.
 3. Evidence of both, over the aggregator's nonce, is shown to the aggregator, which admits the party or does not.
-4. Evidence of every other admitted party's agent, over this agent's nonce, meets a policy for it.
-5. Only then the data keys go to the workload, sealed to the key in its evidence.
+4. Evidence of every other admitted party's agent, over this agent's nonce, meets a policy for it, and that agent vouches for
+   its workload's key.
+5. Only then the data keys go to the workload, sealed to the key in its evidence, and with them the others' workload keys.
 
 If the aggregator's evidence, or another agent's, does not hold any more, the workload is told nothing further and the agent
 says why. Nothing is retried without a pause, and nothing waits for ever.
@@ -16,6 +17,7 @@ says why. Nothing is retried without a pause, and nothing waits for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
@@ -81,6 +83,8 @@ from cloister.manifest.storage import write_whole
 PAUSE: Final = 0.5
 """Seconds between two words with the aggregator while the run gathers, and five times that later."""
 RETRY: Final = 2.0
+GRACE: Final = 30
+"""Seconds that a workload may answer beyond the end of its evidence: the aggregator excludes it by itself."""
 MOST_RETRIES: Final = 15
 """The pause before another try grows with their number, to this many times :data:`RETRY`."""
 EVIDENCE_SECONDS: Final = 60.0
@@ -179,6 +183,7 @@ class Agent:
             except CloisterError as error:
                 self.standing.error = str(error)
                 _log.error("%s", error)
+                self._hold(joined)
             if self.standing.error:
                 failures += 1
                 self._stop.wait(RETRY * min(failures, MOST_RETRIES))
@@ -301,8 +306,9 @@ class Agent:
         call(
             workload, TASK,
             TaskOrder(
-                federation=order.federation, digest=order.digest, word=joined.word, party=order.party, run=admitted.run,
-                chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=self._tunnel(admitted), keys=order.keys,
+                federation=order.federation, digest=order.digest, word=joined.word, lease=self._lease(admitted),
+                party=order.party, run=admitted.run, chain=admitted.chain, bundle=admitted.bundle, root=root,
+                tunnel=self._tunnel(admitted), keys=order.keys,
                 signers=order.signers, output=order.output, peers=self._peers,
             ),
             Done, seconds=OPEN_SECONDS,
@@ -314,15 +320,25 @@ class Agent:
         call(
             workload, RENEWAL,
             Renewal(
-                word=joined.word, chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=self._tunnel(admitted),
+                word=joined.word, lease=self._lease(admitted), chain=admitted.chain, bundle=admitted.bundle, root=root,
+                tunnel=self._tunnel(admitted),
                 run=admitted.run, peers=self._peers,
             ),
             Done,
         )  # fmt: skip
         self._say("takes part")
 
+    def _hold(self, joined: _Joined) -> None:
+        """What was verified does not hold any more: the workload answers nobody until it does."""
+        if not self._begun:
+            return
+        with contextlib.suppress(CloisterError):  # it ends by itself when the lease does
+            policies = joined.agreed.workload_policies(joined.order.party)
+            with connect(self._workload_url, policy=policies) as workload:
+                call(workload, STATE, WorkAsked(word=joined.word, hold=True), WorkState)
+
     def _watch(self, joined: _Joined, workload: SealedClient, attended: Attended) -> None:
-        state = call(workload, STATE, WorkAsked(word=joined.word), WorkState)
+        state = call(workload, STATE, WorkAsked(word=joined.word, hold=False), WorkState)
         if not state.running:
             raise FederationError(
                 "the workload's node has ended", todo="it is started again with fresh evidence"
@@ -358,6 +374,10 @@ class Agent:
         """Where the workload connects; without a host the aggregator's own."""
         host = httpx2.URL(self._aggregator_url).host
         return f"{host}{admitted.tunnel}" if admitted.tunnel.startswith(":") else admitted.tunnel
+
+    def _lease(self, admitted: Admitted) -> int:
+        """Until this party's own evidence ends; by then everything was verified again, or the workload answers nobody."""
+        return max(1, admitted.until - self._now()) + GRACE
 
     def _show(self, nonce: bytes) -> bytes:
         if self._evidence is None:

@@ -16,8 +16,8 @@ from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 
 from cloister.errors import CloisterError, FormatError
-from cloister.federated.flower_wire import read_reply, request_content
 from cloister.federated.exchange import Reply, Request
+from cloister.federated.flower_wire import read_reply, request_content
 from cloister.federated.run_folder import FOLDER, RunFolder, go_through
 
 PAUSE: Final = 0.3

@@ -210,6 +210,8 @@ class Renewal(Record, frozen=True, kw_only=True):
     """A workload's next certificate."""
 
     word: str
+    lease: int
+    """As in :class:`TaskOrder`."""
     chain: tuple[bytes, ...]
     bundle: bytes
     root: str
@@ -236,6 +238,8 @@ class WorkAsked(Record, frozen=True, kw_only=True):
     """How is it?"""
 
     word: str
+    hold: bool
+    """Answer nobody until the next renewal: what the agent verified does not hold any more."""
 
 
 class Done(Record, frozen=True, kw_only=True):
@@ -258,6 +262,8 @@ class TaskOrder(Record, frozen=True, kw_only=True):
     """Of the first of them, as the party's people pinned it."""
     word: str
     """By which later orders of the same agent are known."""
+    lease: int
+    """Seconds in which the workload may answer the aggregator: until the agent verifies it anew."""
     party: str
     run: str
     chain: tuple[bytes, ...]

@@ -42,7 +42,7 @@ def tee_words(tee: str) -> str:
 
 def method_words(begun: Begun) -> str:
     """How updates become a model."""
-    seen = "nobody sees one party's update (SecAgg+)" if begun.secure else "the aggregator sees each update"
+    seen = "nobody sees one party's update" if begun.secure else "the aggregator sees each update"
     return f"{name(begun.method)}; {seen}"
 
 

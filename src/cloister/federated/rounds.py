@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cloister.errors import CloisterError, FederationError, UpdateRefused
@@ -138,9 +138,9 @@ class Rounds:
         self, number: int, model: Arrays, blob: bytes, parties: list[str]
     ) -> tuple[dict[str, Arrays], dict[str, Share], dict[str, str]]:
         """Updates that may be used, what each party brought, and why others' may not."""
-        federation, digest = self._federation, digest_of(blob)
+        federation, digest, begun = self._federation, digest_of(blob), self._clock()
         desk = Round(
-            self._run, number, parties, minimum=federation.minimum, begun=self._clock(), deadline=federation.deadline,
+            self._run, number, parties, minimum=federation.minimum, begun=begun, deadline=federation.deadline,
         )  # fmt: skip
         updates: dict[str, Arrays] = {}
         shares: dict[str, Share] = {}
@@ -152,7 +152,7 @@ class Rounds:
             for party in parties
         }
         largest = federation.aggregation.largest_ppm / MILLION
-        for reply in self._exchange.ask(requests, seconds=federation.deadline):
+        for reply in self._replies(requests, blob, until=begun + federation.deadline):
             try:
                 if reply.error:
                     raise UpdateRefused(reply.error)
@@ -165,6 +165,7 @@ class Rounds:
                 desk.take(Head(reply.run, reply.number, reply.party), now=self._clock())
             except CloisterError as error:
                 refused[reply.party] = error.what
+                self._holds.pop(reply.party, None)
                 continue
             updates[reply.party] = arrays
             if EPSILON in reply.metrics:
@@ -190,6 +191,18 @@ class Rounds:
             )
         return dict(sorted(updates.items())), dict(sorted(shares.items())), refused
 
+    def _replies(self, requests: Mapping[str, Request], blob: bytes, *, until: float) -> Iterator[Reply]:
+        """Of all; who refuses without the model gets it, and is asked once more: a workload may have been started anew."""
+        again: dict[str, Request] = {}
+        for reply in self._exchange.ask(requests, seconds=until - self._clock()):
+            asked = requests.get(reply.party)
+            if reply.error and asked is not None and not asked.content:
+                again[reply.party] = replace(asked, content=blob)
+            else:
+                yield reply
+        if again and (left := until - self._clock()) > 0:
+            yield from self._exchange.ask(again, seconds=left)
+
     def _sum(
         self, number: int, model: Arrays, blob: bytes, parties: list[str]
     ) -> tuple[Arrays, dict[str, Share], dict[str, str]]:
@@ -209,11 +222,14 @@ class Rounds:
         try:
             mean = secure.mean(models, accept)
         except RoundLost as error:
+            self._holds.clear()
             if self._lost:
                 raise
             self._lost = True
             return model, {}, dict.fromkeys(known, error.what[:MAX_REASON]) | secure.refused
         self._lost = False
+        for party in known.keys() - set(mean.parties):
+            self._holds.pop(party, None)
         shares = {}
         for party in sorted(mean.parties):
             # How many examples an update is of is in the sum; a party may tell it beside.

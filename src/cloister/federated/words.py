@@ -181,8 +181,8 @@ def _privacy(privacy: Privacy) -> Iterator[str]:
 def _without_noise(federation: Federation) -> str:
     told = sorted(set(federation.metrics) - {EPSILON, "examples", "seconds"})
     return (
-        "NO NOISE is on what is told beside the weights, and ε does not cover it: how many examples a party has, how long it "
-        f"takes{''.join(f', {name}' for name in told)}."
+        "NO NOISE is on what is told beside the weights, and ε does not cover it: how many examples a party has, how long "
+        f"it takes{''.join(f', {name}' for name in told)}."
     )
 
 

@@ -3,7 +3,7 @@
 It begins with nothing: no key, no federation, nobody that it believes. Its agent verifies it first and then gives it all at
 once, sealed to the key in its evidence; the first to do so is its agent for good, since whoever else comes knows not the
 word that came with the order. Data and base model are read sealed, with the keys of the order, into memory. What leaves is
-what the federation names: updates, and the metrics that it lists.
+what the federation names: updates, or where these are hidden nothing but a masked vector, and the metrics that it lists.
 """
 
 from __future__ import annotations
@@ -91,11 +91,19 @@ class Workload:
     """One party's, for one task. Threads may share it."""
 
     def __init__(
-        self, identity: Identity, places: Places, *, now: Callable[[], int] = lambda: int(time.time())
+        self,
+        identity: Identity,
+        places: Places,
+        *,
+        now: Callable[[], int] = lambda: int(time.time()),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.identity = identity
         self._places = places
         self._now = now
+        self._clock = clock
+        self.leased = 0.0
+        """On its clock: until when the agent's last verification lets it answer the aggregator."""
         self._lock = threading.RLock()
         self._undo = ExitStack()
         self.order: TaskOrder | None = None
@@ -155,6 +163,7 @@ class Workload:
                 self.training = self._opened(agreed, order, undo)
                 self._secure = self._hidden(agreed, order, undo) if federation.aggregation.secure else None
                 self.order, self.agreed = order, agreed
+                self.leased = self._clock() + order.lease
                 undo.callback(self._forget)
                 self._connect(order, undo)
                 self._undo = undo.pop_all()
@@ -165,6 +174,7 @@ class Workload:
         with self._lock:
             self.own(renewal.word)
             self._run = renewal.run
+            self.leased = self._clock() + renewal.lease
             if self._secure is not None:
                 self._secure.know(renewal.peers)
             self._set_client(renewal.chain, renewal.bundle, renewal.root, renewal.tunnel)
@@ -177,6 +187,8 @@ class Workload:
     def state(self, asked: WorkAsked) -> WorkState:
         with self._lock:
             self.own(asked.word)
+            if asked.hold:
+                self.leased = 0.0
             running = self._node is not None and self._node.running
             return WorkState(running=running, rounds=self._rounds)
 
@@ -195,6 +207,10 @@ class Workload:
         training, agreed, secure = self.training, self.agreed, self._secure
         if training is None or agreed is None:
             raise FederationError("this workload has no task yet")
+        if self._clock() > self.leased:
+            raise FederationError(
+                "the agent has not verified the aggregator in time", todo="see what the agent says"
+            )
         if self._run and request.run != self._run:
             raise UpdateRefused("the request is of another run")
         if not 1 <= request.number <= agreed.federation.rounds:
@@ -204,7 +220,7 @@ class Workload:
                 raise UpdateRefused("in this federation updates are not added under masks")
             return secure.answer(request, self._trained)
         if request.kind == "train":
-            if secure is not None:
+            if agreed.federation.aggregation.secure:
                 raise UpdateRefused("in this federation nobody is shown an update, but the sum of all")
             _, trained = self._trained(request)
             metrics = {

@@ -18,7 +18,16 @@ from cloister.manifest.signers import Signer
 T = TypeVar("T")
 
 Kind = Literal[
-    "manifest", "rule", "order", "request", "witness", "share", "federation", "delegation", "departure", "inquiry"
+    "manifest",
+    "rule",
+    "order",
+    "request",
+    "witness",
+    "share",
+    "federation",
+    "delegation",
+    "departure",
+    "inquiry",
 ]
 
 MAX_DOCUMENT: Final = 1 << 20
