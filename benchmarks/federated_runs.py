@@ -263,7 +263,8 @@ def _alive(it: Federation) -> None:
     for name, service in it.services.items():
         if service.process.poll() is not None:
             said = service.log.read_text().strip().splitlines()
-            raise SideFailedError(f"{name} ended: {said[-1] if said else service.process.returncode}")
+            last = said[-1][-200:] if said else ""
+            raise SideFailedError(f"{name} ended with code {service.process.returncode}: {last}")
 
 
 def _ends(

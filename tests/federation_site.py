@@ -5,6 +5,7 @@ A party's sentences hold a word of its own that stands nowhere else, so that one
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import random
@@ -25,7 +26,7 @@ from cloister.cli import build
 from cloister.cli.federation_parties import Seen
 from cloister.cli.federation_serving import agreed_files
 from cloister.cli.signing_options import one_signer
-from cloister.encoding import b64url_decode, b64url_encode, encode_json, parse_json
+from cloister.encoding import encode_json, parse_json
 from cloister.errors import CloisterError
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.progress import Begun, Ended, Fact, PartyState, RoundDone
@@ -103,9 +104,9 @@ def refusal(*words: str | Path) -> CloisterError:
 def edited(document: bytes, old: bytes, new: bytes) -> bytes:
     """A signed document in which somebody wrote ``new`` for ``old``, under the signatures that it has."""
     envelope = parse_json(document, what="a signed document")
-    plain = b64url_decode(envelope["document"], what="the document")
+    plain = base64.b64decode(envelope["document"], validate=True)
     assert old in plain
-    return encode_json(envelope | {"document": b64url_encode(plain.replace(old, new, 1))})
+    return encode_json(envelope | {"document": base64.b64encode(plain.replace(old, new, 1)).decode()})
 
 
 def end(federation: Federation, *, seconds: float = 60) -> None:

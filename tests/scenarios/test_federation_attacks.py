@@ -90,7 +90,7 @@ FLOWERS: Final = 415
 """The status of Flower's own answer to what is none of its messages."""
 FRESH_SECONDS: Final = 25.0
 pytestmark = [
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     # Flower's own, where it builds the bundle of an app.
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
 ]

@@ -37,7 +37,7 @@ from federation_site import PARTIES, Watch, agreed, alive, commands_here, data_o
 ROUNDS, DEADLINE = 4, 60
 KILLED_AFTER = 3
 """Rounds that the first aggregator lives to see."""
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass

@@ -48,7 +48,7 @@ from federation_site import (
 )
 
 ROUNDS = 2
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass

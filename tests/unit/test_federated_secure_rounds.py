@@ -194,6 +194,23 @@ def test_who_comes_back_with_another_key_after_masked_vectors_went_out_loses_tha
     assert run.ended.finished
 
 
+def test_who_comes_back_with_another_workload_between_two_rounds_gets_the_model_again(tmp_path: Path) -> None:
+    parties = room(tmp_path)
+
+    def restarts(reply: Reply, request: Request) -> Reply:
+        if (reply.party, request.kind, request.number) == ("west", "score", 1):
+            parties.restart("south")
+        return reply
+
+    parties.spoils = restarts
+    run = go(parties)
+    assert run.ended.finished
+    assert [sorted(one.shares) for one in run.rounds] == [["north", "south", "west"]] * 2
+    [second] = [one for one in parties.asked if one["north"].kind == "keys" and one["north"].number == 2]
+    sent = {name: bool(unpack(request.content)[1]) for name, request in second.items()}
+    assert sent == {"north": False, "south": True, "west": False}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return go(room(tmp_path_factory.mktemp("undisturbed")))

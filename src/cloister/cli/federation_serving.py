@@ -72,6 +72,7 @@ def aggregate(
     """Be the aggregator: admit attested parties, average what they learn, keep every round."""
     import time
 
+    from cloister.cli.interruption import ended_like_ctrl_c
     from cloister.cli.serving import open_tee, run_server, take_port
     from cloister.federated.aggregator import Aggregator, Places
     from cloister.federated.configuration import federated_events
@@ -97,7 +98,7 @@ def aggregate(
     )
     listener, tunnel = take_port(host, port), take_port(host, tunnel_port)
     attester = machine.launch(federated_events("aggregator", agreed.federation.name))
-    with locked(state), memory_folder("aggregator") as memory:
+    with ended_like_ctrl_c(), locked(state), memory_folder("aggregator") as memory:
         typer.echo("model: opening what training begins with", err=True)
         initial = first_model(
             agreed,
@@ -204,6 +205,7 @@ def work(
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
+    from cloister.cli.interruption import ended_like_ctrl_c
     from cloister.cli.serving import open_tee, run_server, take_port
     from cloister.federated.configuration import federated_events
     from cloister.federated.identity import Identity
@@ -220,7 +222,7 @@ def work(
     )
     listener = take_port(host, port)
     attester = machine.launch(federated_events("workload", federation))
-    with memory_folder("workload") as memory:
+    with ended_like_ctrl_c(), memory_folder("workload") as memory:
         made = Workload(Identity.generate(), Places(memory=memory, data=data, model=model, state=state))
         made.warm_up()
         gateway, keyring = workload_service(

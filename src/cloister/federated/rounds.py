@@ -75,6 +75,8 @@ class Rounds:
         """Whether the round before had no result."""
         self._holds: dict[str, str] = {}
         """Party → digest of the model that it has."""
+        self._holders: dict[str, bytes] = {}
+        """Party → the key of its workload in the round before, where that is known."""
 
     def go_on(self, kept: Kept) -> Kept:
         """All rounds that are left. What ends a run early is told as a fact, and not raised."""
@@ -218,6 +220,10 @@ class Rounds:
             if EPSILON in reply.metrics:
                 self._claims[reply.party] = reply.metrics[EPSILON]
 
+        for party, key in known.items():
+            if self._holders.get(party) != key:
+                self._holds.pop(party, None)  # another workload, which has nothing
+        self._holders = known
         models = {party: b"" if self._holds.get(party) == digest else blob for party in known}
         try:
             mean = secure.mean(models, accept)
