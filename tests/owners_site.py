@@ -113,7 +113,9 @@ class RunningWitness:
         witness = Witness(self.directory, manifest_parts.owner(self.name), {log_id(key): key})
         listener = socket.create_server(("127.0.0.1", self.port))
         self._server = uvicorn.Server(
-            uvicorn.Config(create_witness(witness), access_log=False, log_level="warning", lifespan="off")
+            uvicorn.Config(
+                create_witness(witness), access_log=False, log_level="warning", ws="none", lifespan="off"
+            )
         )
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()

@@ -166,7 +166,11 @@ def https(context: ssl.SSLContext, app: Any = None) -> Iterator[Served]:
 
     app = app or Starlette(routes=[Route("/{rest:path}", answer, methods=["GET", "POST"])])
     config = uvicorn.Config(
-        app, log_level="critical", lifespan="off", ssl_context_factory=lambda _config, _default: context
+        app,
+        log_level="critical",
+        lifespan="off",
+        ws="none",
+        ssl_context_factory=lambda _config, _default: context,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

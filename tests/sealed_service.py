@@ -117,7 +117,7 @@ def listen() -> socket.socket:
 @contextlib.contextmanager
 def serving(app: Any, listener: socket.socket) -> Iterator[None]:
     """Run any ASGI app under uvicorn on ``listener`` in a thread."""
-    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -122,7 +122,7 @@ def serve(directory: Path, mode: str) -> None:
     settings = BATCHED if mode == "batched" else ALONE
     evidence = EvidenceService(SlowAttester(tee), keyring, **settings)  # type: ignore[arg-type]
     app = SealedGateway(nothing, keyring=keyring, evidence=evidence, max_open=1024)  # type: ignore[arg-type]
-    config = uvicorn.Config(app, log_level="error", lifespan="off", backlog=2048)
+    config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none", backlog=2048)
     taken = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     taken.bind(("127.0.0.1", 0))
     taken.listen(2048)  # who connects before the server runs waits here

@@ -240,7 +240,7 @@ def serve(site: Site, name: str, key: bytes) -> None:
     taken.bind(("127.0.0.1", 0))
     taken.listen(2048)  # who connects before the server runs waits here
     print(taken.getsockname()[1], flush=True)
-    config = uvicorn.Config(app, log_level="error", backlog=2048, timeout_keep_alive=65)
+    config = uvicorn.Config(app, log_level="error", ws="none", backlog=2048, timeout_keep_alive=65)
     asyncio.run(uvicorn.Server(config).serve(sockets=[taken]))
 
 

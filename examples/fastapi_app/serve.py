@@ -41,6 +41,7 @@ def main() -> None:
         "app:app",
         host=os.environ.get("UVICORN_HOST", "127.0.0.1"),
         port=int(os.environ.get("UVICORN_PORT", "8443")),
+        ws="none",
         ssl_certfile=files[0],
         ssl_keyfile=files[1],
         ssl_ca_certs=files[2],

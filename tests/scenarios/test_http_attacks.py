@@ -43,7 +43,12 @@ def address(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
 
     listener = listen()
     config = uvicorn.Config(
-        echo, http=request.param, log_level="critical", lifespan="off", h11_max_incomplete_event_size=MAX_HEAD
+        echo,
+        http=request.param,
+        log_level="critical",
+        lifespan="off",
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEAD,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -249,6 +249,9 @@ def run_server(app: Any, taken: socket.socket, *, name: str, as_json: bool) -> N
         server_header=False,
         date_header=False,
         http=http_protocol(),
+        # Named, so that other packages beside this one (Flower brings uvloop and websockets) change nothing here.
+        loop="asyncio",
+        ws="none",
         timeout_graceful_shutdown=5,
         timeout_keep_alive=65,  # a client that is slow must not send into a connection that is just being closed
         h11_max_incomplete_event_size=MAX_HEAD,
