@@ -228,7 +228,14 @@ def killed(service: Service) -> Iterator[list[int]]:
 
 
 def in_memory_of(process: int, needle: bytes) -> bool:
-    """Whether ``needle`` is anywhere in what ``process`` may write to."""
+    """Whether ``needle`` is anywhere in what ``process`` may write to; in a process that has ended there is nothing."""
+    try:
+        return _in_memory(process, needle)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _in_memory(process: int, needle: bytes) -> bool:
     with Path(f"/proc/{process}/maps").open() as maps, Path(f"/proc/{process}/mem").open("rb", 0) as memory:
         for line in maps:
             place, rights, *rest = line.split()
