@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -65,6 +66,8 @@ class Relay:
     ) -> None:
         """``name`` is what the other side's certificate has to be called, where that is not its address."""
         self._client = client
+        self._retired: list[httpx2.AsyncClient] = []
+        self._underway: Counter[httpx2.AsyncClient] = Counter()
         self._extensions = {} if name is None else {"sni_hostname": name}
         self._check = check
         self._check_answer = check_answer
@@ -72,12 +75,13 @@ class Relay:
         """Of all bodies passed on, both ways."""
 
     def use(self, client: httpx2.AsyncClient) -> None:
-        """Pass on by ``client`` from now on: a renewed certificate."""
-        self._client = client
+        """Pass on by ``client`` from now on: a renewed certificate. The one before is closed when it has nothing to do."""
+        before, self._client = self._client, client
+        self._retired.append(before)
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await self._live(receive, send)
             return
         if scope["type"] != "http":
             return
@@ -88,10 +92,7 @@ class Relay:
             self._check(scope)
             body = await asgi.read_body(receive, limit=MAX_BODY, seconds=SECONDS)
             fields = [(name, value) for name, value in scope["headers"] if name not in _HOP]
-            async with self._client.stream(
-                "POST", path, content=body, headers=fields, timeout=SECONDS, extensions=self._extensions
-            ) as answer:
-                content = await _whole(answer)
+            answer, content = await self._passed_on(path, fields, body)
             self._check_answer(path, content)
         except asgi.ClientGone:
             return
@@ -108,6 +109,33 @@ class Relay:
                 if name.lower() not in _HOP and name.lower() != b"content-encoding"
             ]  # fmt: skip
             await _answer(send, answer.status_code, back, content)
+
+    async def _passed_on(
+        self, path: str, fields: list[tuple[bytes, bytes]], body: bytes
+    ) -> tuple[httpx2.Response, bytes]:
+        client = self._client
+        self._underway[client] += 1
+        try:
+            async with client.stream(
+                "POST", path, content=body, headers=fields, timeout=SECONDS, extensions=self._extensions
+            ) as answer:
+                return answer, await _whole(answer)
+        finally:
+            self._underway[client] -= 1
+            for retired in [one for one in self._retired if not self._underway[one]]:
+                self._retired.remove(retired)
+                del self._underway[retired]
+                await retired.aclose()
+
+    async def _live(self, receive: asgi.Receive, send: asgi.Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                for client in (self._client, *self._retired):
+                    await client.aclose()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
 
 
 def admitted_party(
@@ -177,11 +205,3 @@ async def _answer(send: asgi.Send, status: int, fields: list[tuple[bytes, bytes]
     fields = [*fields, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body})
-
-
-async def _lifespan(receive: asgi.Receive, send: asgi.Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

@@ -27,7 +27,7 @@ class ThreadedServer:
 
     def __init__(self, app: Any, listener: socket.socket, context: ssl.SSLContext, *, name: str) -> None:
         config = uvicorn.Config(
-            app, http=_with_peer(), access_log=False, log_level="warning", lifespan="off", loop="asyncio",
+            app, http=_with_peer(), access_log=False, log_level="warning", lifespan="auto", loop="asyncio",
             ws="none", server_header=False,
             date_header=False, timeout_keep_alive=120, timeout_graceful_shutdown=2,
             ssl_context_factory=lambda _config, _default: context,
