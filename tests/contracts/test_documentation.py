@@ -39,7 +39,7 @@ def test_every_scenario_file_is_named_by_the_threat_model_or_shows_a_whole_way()
         "test_train_demo_model.py", "test_sealed_openai.py", "test_azure_whole_way.py", "test_tpm_whole_way.py",
         "test_key_broker_howto.py", "test_run_identity.py", "test_my_howtos.py", "test_run_examples.py",
             "test_conversion_engines.py", "test_lowbit_generate.py", "test_lowbit_hook.py", "test_optimize_command.py",
-            "test_run_optimize.py", "test_served_engines.py", "test_torch_engine.py",
+            "test_run_optimize.py", "test_served_engines.py", "test_torch_engine.py", "test_federation_secure.py",
     }  # fmt: skip
     assert sorted(set(unnamed) - whole_ways) == []
 
