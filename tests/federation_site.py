@@ -90,7 +90,7 @@ def commands_here() -> Iterator[None]:
 
 def invoked(*words: str | Path) -> Result:
     """What came of one command in this process."""
-    return CliRunner().invoke(build(), [str(word) for word in words])
+    return CliRunner().invoke(build(str(words[0])), [str(word) for word in words])
 
 
 def refusal(*words: str | Path) -> CloisterError:

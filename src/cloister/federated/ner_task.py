@@ -15,7 +15,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from numpy.typing import NDArray
@@ -26,13 +26,15 @@ from cloister.errors import UsageError
 from cloister.federated.corpus import FORMATS, Columns, Format, Sentence, TagSet, read_corpus
 from cloister.federated.learning import Part, learn_parts, optimiser_of, predict, products
 from cloister.federated.learning_settings import Plan, read_plan
-from cloister.federated.private_learning import Privately, charge_of, digest_of_outcome, learn_privately
 from cloister.federated.tagger import batch_of
 from cloister.federated.tagger_files import TaggerForm, new_tagger, save_tagger
 from cloister.federated.task_settings import SettingsReader
 from cloister.federated.tasks import ExamplePrivacy, Opening, Scored, Settings, Step, Trained
 from cloister.federated.updates import Arrays
 from cloister.federated.weights import put_weights, weights_of
+
+if TYPE_CHECKING:
+    from cloister.federated.private_learning import Privately
 
 NAME: Final = "ner"
 
@@ -130,6 +132,12 @@ class NerTraining:
     def _learn_privately(
         self, privacy: ExamplePrivacy, arrays: Arrays, number: int, seed: int, step: Step
     ) -> Privately:
+        from cloister.federated.private_learning import (  # noqa: PLC0415 -- Opacus takes seconds to load
+            charge_of,
+            digest_of_outcome,
+            learn_privately,
+        )
+
         plan, model, spend = self._settings.plan, self._tagger.model, self._opening.spend
         if spend is None:
             raise UsageError("private training needs a ledger of what is spent", todo="give the opening one")

@@ -127,8 +127,8 @@ class Workload:
         """Load in a thread what every task needs, so that an order does not wait for it."""
 
         def load() -> None:
-            importlib.import_module("torch")
-            importlib.import_module("transformers")
+            for name in ("torch", "transformers", "seqeval.metrics.v1"):
+                importlib.import_module(name)
             app_digest()
 
         threading.Thread(target=load, name="warm-up", daemon=True).start()
