@@ -279,5 +279,9 @@ class FederationError(CloisterError):
     exit_code = EXIT_POLICY
 
 
+class BudgetSpent(FederationError):
+    """No more can be learned: what would come next exceeds the privacy budget."""
+
+
 class UpdateRefused(FederationError):
     """One party's update that does not count: its form, its size, its round or its time is not what was agreed."""

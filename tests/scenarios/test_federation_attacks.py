@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -336,6 +337,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         told.reached["when it had left"] = insider.ask().status_code
         told.ended = wait_for(watch.ended, seconds=300, what="the end")
         told.rounds = watch.rounds()
+        wait_for((federation.parties["north"].out / "provenance.json").exists, what="the model")
         yield told
 
 
@@ -441,8 +443,15 @@ def test_training_stops_before_the_privacy_budget_is_exceeded(story: Story) -> N
     assert spent_so_far == sorted(spent_so_far)
     assert spent_so_far[-1] <= BUDGET
     assert story.ended is not None
-    assert not story.ended.finished
+    assert story.ended.finished
     assert "the privacy budget is spent: round" in story.ended.reason
+
+
+def test_a_run_that_its_budget_ended_gives_its_receivers_the_model_of_its_last_round(story: Story) -> None:
+    north = story.federation.parties["north"]
+    words: list[str | Path] = ["--digest", story.digest, "--key-file", north.data_key, "--json"]
+    told = json.loads(command("federation", "verify-model", north.out, *words))
+    assert told["model"] == story.rounds[-1].model
 
 
 ADMISSIONS_REFUSED: Final[dict[str, tuple[Callable[[Insider, bytes], dict[str, Any]], str]]] = {

@@ -44,7 +44,19 @@ from cloister.federated.provenance import (
     verify_run,
 )
 from cloister.manifest.signed import encode_signed
-from federation_parts import NAMES, NOW, agreed, attested, evidence, federation, identity, signed, vouched
+from federation_parts import (
+    MILLION,
+    NAMES,
+    NOW,
+    agreed,
+    attested,
+    evidence,
+    federation,
+    identity,
+    privacy,
+    signed,
+    vouched,
+)
 
 ROUNDS = 2
 AGREED = agreed(attested(rounds=ROUNDS, receivers=("north", "south")))
@@ -205,6 +217,33 @@ def round_two(**changes: Any) -> tuple[RoundStated, ...]:
 def test_of_a_run_nothing_else_is_believed(found: Vouched, error: type[CloisterError], words: str) -> None:
     with pytest.raises(error, match=words):
         verify_run(found, AGREED)
+
+
+def of_budget(epsilon: int, done_rounds: int) -> tuple[Vouched, AgreedFederation]:
+    """A run of so many rounds of five, under a noise of 4 clips: 1.2 is spent after one, 1.7 after two."""
+    hidden = privacy(noise_ppm=4 * MILLION, epsilon_ppm=epsilon)
+    found = agreed(attested(rounds=5, privacy=hidden))
+    rounds = [done(number) for number in range(1, done_rounds + 1)]
+    parties = {name: state(name) for name in NAMES}
+    return by_aggregator(run_stated(found.digest, RUN, FIRST, rounds, parties, at=NOW)), found
+
+
+def test_of_a_run_that_its_budget_ended_the_last_round_that_was_paid_for_is_believed() -> None:
+    found, federation = of_budget(1_800_000, 2)
+    assert [one.number for one in verify_run(found, federation).rounds] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "rounds"),
+    [
+        pytest.param(1_800_000, 1, id="a round that was paid for is missing"),
+        pytest.param(100_000, 0, id="no round at all"),
+        pytest.param(50 * MILLION, 2, id="a budget for all"),
+    ],
+)
+def test_a_run_that_stopped_within_its_budget_is_not_believed(epsilon: int, rounds: int) -> None:
+    with pytest.raises(FederationError, match="did not go through its 5 rounds"):
+        verify_run(*of_budget(epsilon, rounds))
 
 
 @pytest.mark.parametrize(

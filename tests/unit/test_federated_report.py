@@ -269,8 +269,12 @@ def test_that_a_tee_is_simulated_is_said_first_and_last(facts: tuple[Fact, ...])
         pytest.param(run(so_far=4), "Running: 4 of 10 rounds done", id="in the middle"),
         pytest.param(run(), "Finished: all 10 rounds done", id="finished"),
         pytest.param(
-            (*run(so_far=4), ended(4, finished=False, reason="the privacy budget would be exceeded")),
+            (*run(so_far=4), ended(4, finished=False, reason="too few parties")),
             "Stopped after 4 of 10 rounds", id="stopped",
+        ),
+        pytest.param(
+            (*run(so_far=4), ended(4, reason="the privacy budget is spent")),
+            "Finished: 4 of 10 rounds, as many as the privacy budget allows", id="out of budget",
         ),
         pytest.param(
             (*run(so_far=4), ended(4, finished=False), begun(done=4)),

@@ -232,7 +232,7 @@ def test_a_run_waits_for_parties_that_come_in_time() -> None:
     assert told[0].shares.keys() == set(NAMES)
 
 
-def test_a_budget_of_privacy_that_is_spent_ends_the_run_with_a_fact() -> None:
+def test_a_budget_of_privacy_that_is_spent_ends_the_run_with_the_model_that_there_is() -> None:
     """Clients' privacy: noise of 4 clips costs an epsilon of about 1.2 for one round, 1.7 for two."""
     hidden = privacy(noise_ppm=4 * MILLION, epsilon_ppm=1_800_000)
     kept, told = go(federation(rounds=5, privacy=hidden), Classroom())
@@ -243,9 +243,18 @@ def test_a_budget_of_privacy_that_is_spent_ends_the_run_with_a_fact() -> None:
     spent = [fact.epsilon for fact in done if isinstance(fact, RoundDone) and fact.epsilon is not None]
     assert 0 < spent[0] < spent[1] <= 1.8
     assert isinstance(ended, Ended)
-    assert not ended.finished
+    assert ended.finished
     assert "the privacy budget is spent: round 3 would come to" in ended.reason
     assert (kept.number, ended.rounds) == (2, 2)
+
+
+def test_a_budget_that_allows_no_round_at_all_gives_nobody_a_model() -> None:
+    hidden = privacy(noise_ppm=4 * MILLION, epsilon_ppm=100_000)
+    kept, (ended,) = go(federation(rounds=5, privacy=hidden), Classroom())
+    assert isinstance(ended, Ended)
+    assert not ended.finished
+    assert "round 1 would come to" in ended.reason
+    assert kept.number == 0
 
 
 def test_a_party_that_says_it_spent_more_than_there_is_does_not_count() -> None:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from cloister.encoding import Record, labelled_hash
-from cloister.errors import FederationError, UpdateRefused, UsageError
+from cloister.errors import BudgetSpent, FederationError, UpdateRefused, UsageError
 from cloister.federated.federation import EPSILON, MILLION, Federation, Privacy
 from cloister.federated.progress import Fact, RoundDone
 
@@ -124,7 +124,7 @@ class Budget:
             )
 
     def check_next(self, rounds_done: int, claims: Mapping[str, float] = _NOTHING) -> None:
-        """Whether another round may begin. Raises :class:`~cloister.errors.FederationError`.
+        """Whether another round may begin. Raises BudgetSpent, and FederationError for what a party cannot have spent.
 
         Of examples each party refuses by itself before it learns; here is refused what a party should have.
         """
@@ -157,9 +157,9 @@ def claims_of(facts: Iterable[Fact]) -> dict[str, float]:
 
 
 def require_within(epsilon: float, budget: float, *, what: str) -> None:
-    """Raises FederationError if ``what`` would come to more than there is."""
+    """Raises BudgetSpent if ``what`` would come to more than there is."""
     if not epsilon <= budget:
-        raise FederationError(
+        raise BudgetSpent(
             f"the privacy budget is spent: {what} would come to {epsilon:.4g}, and it is {budget:.6g}",
             todo="agree on a larger budget, more noise or fewer rounds",
         )

@@ -96,7 +96,7 @@ class Ended(Record, frozen=True, kw_only=True, tag="ended", tag_field="event"):
 
     at: int
     finished: bool
-    """Whether all rounds were done."""
+    """Whether all rounds were done, or as many as the privacy budget allows: receivers get the model."""
     reason: str
     rounds: int
     model: str

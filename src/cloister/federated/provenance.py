@@ -16,12 +16,13 @@ from typing import Final, Literal
 from cloister.appraisal.policy import Policy
 from cloister.channel.verification import appraise_any
 from cloister.encoding import Record, decode_json, encode_json
-from cloister.errors import FederationError
+from cloister.errors import BudgetSpent, FederationError
 from cloister.evidence.bundle import parse_bundle
 from cloister.federated.agreement import AgreedFederation, agree_first, agree_successor
-from cloister.federated.federation import read_federation
+from cloister.federated.federation import Federation, Privacy, read_federation
 from cloister.federated.identity import check_signature, read_spki
 from cloister.federated.messages import Vouched
+from cloister.federated.privacy import Budget
 from cloister.federated.progress import PartyState, RoundDone
 from cloister.manifest.signed import parse_signed
 from cloister.manifest.storage import read_bounded
@@ -133,11 +134,25 @@ def verify_run(vouched: Vouched, agreed: AgreedFederation) -> RunStated:
         raise FederationError("the aggregator's statement is of another federation")
     _appraised(vouched, agreed.aggregator_policies(), stated.at)
     numbers = [one.number for one in stated.rounds]
-    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) != agreed.federation.rounds:
+    if numbers != list(range(1, len(numbers) + 1)) or not _all_rounds(len(numbers), agreed.federation):
         raise FederationError(f"the run did not go through its {agreed.federation.rounds} rounds")
     if stated.rounds[-1].model != stated.model:
         raise FederationError("the model is not that of the last round")
     return stated
+
+
+def _all_rounds(done: int, federation: Federation) -> bool:
+    """Whether there were as many as agreed, or else as many as the privacy budget allows."""
+    if done == federation.rounds:
+        return True
+    of_clients = isinstance(federation.privacy, Privacy) and federation.privacy.of == "clients"
+    if not (of_clients and 0 < done < federation.rounds):
+        return False
+    try:
+        Budget(federation).check_next(done)
+    except BudgetSpent:
+        return True
+    return False
 
 
 def verify_files(vouched: Vouched, run: RunStated, agreed: AgreedFederation) -> FilesStated:

@@ -144,6 +144,11 @@ def run_words(run: Run) -> tuple[str, Tone]:
     if run.ended is None:
         return f"Running: {done} of {count(rounds, 'round')} done", ""
     if run.ended.finished:
+        if done < rounds:
+            return (
+                f"Finished: {done} of {count(rounds, 'round')}, as many as the privacy budget allows",
+                "good",
+            )
         return f"Finished: all {count(rounds, 'round')} done", "good"
     return f"Stopped after {run.ended.rounds} of {count(rounds, 'round')}", "bad"
 

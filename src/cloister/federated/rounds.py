@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cloister.errors import CloisterError, FederationError, UpdateRefused
+from cloister.errors import BudgetSpent, CloisterError, FederationError, UpdateRefused
 from cloister.federated.aggregation import Aggregator
 from cloister.federated.exchange import Exchange, Reply, Request
 from cloister.federated.federation import EPSILON, MILLION, Federation, Privacy
@@ -86,6 +86,9 @@ class Rounds:
             for number in range(kept.number + 1, self._federation.rounds + 1):
                 kept = self._round(number, kept)
             finished = True
+        except BudgetSpent as error:
+            # As many as there may ever be: what they came to is the model. Without any there is none.
+            finished, reason = kept.number > 0, str(error)
         except FederationError as error:
             reason = str(error)
         ended = Ended(
