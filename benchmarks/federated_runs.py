@@ -27,10 +27,10 @@ from cloister.channel.transport import connect
 from cloister.cli.federation_parties import Seen
 from cloister.cli.federation_serving import agreed_files
 from cloister.errors import CloisterError
-from cloister.federated.corpus import Columns, Sentence, TagSet, read_corpus
-from cloister.federated.flower_processes import HOST, free_port
-from cloister.federated.partition import partition
+from cloister.federated.flower.processes import HOST, free_port
 from cloister.federated.progress import Fact, RoundDone
+from cloister.federated.training.corpus import Columns, Sentence, TagSet, read_corpus
+from cloister.federated.training.partition import partition
 from cloister.manifest.signers import Ed25519Signer
 from cloister.sealing.key_file import SIGNING_KIND, read_secret
 

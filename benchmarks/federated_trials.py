@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from benchmarks.sides import ROOT
-from cloister.federated.corpus import Columns, Sentence, TagSet, read_corpus
-from cloister.federated.learning import Course, Learning, Part, Reading, learn_parts, predict
-from cloister.federated.partition import Way, partition
-from cloister.federated.pieces import Encode, Marks, encoder_of
-from cloister.federated.pretrained import quietly
-from cloister.federated.tagger import Tagger
+from cloister.federated.training.corpus import Columns, Sentence, TagSet, read_corpus
+from cloister.federated.training.learning import Course, Learning, Part, Reading, learn_parts, predict
+from cloister.federated.training.partition import Way, partition
+from cloister.federated.training.pieces import Encode, Marks, encoder_of
+from cloister.federated.training.pretrained import quietly
+from cloister.federated.training.tagger import Tagger
 from cloister.inference.lowbit.training import has_bfloat16
 
 Encoder = Literal["MiniLM", "MiniLM with characters", "characters"]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.sides import ROOT, SideFailedError
-from cloister.federated.flower_processes import (
+from cloister.federated.flower.processes import (
     HOST,
     Loopback,
     flower_environment,

@@ -3,7 +3,7 @@
 Model and data lie in the clear on each party's disk. Flower starts a process for each message, so the ClientApp loads torch,
 model and data every time; weights travel as Flower's own arrays. :data:`thin_client` and :data:`quick_server` take out what
 Cloister does without, too: model and data stay loaded in a process beside each node, which the messages are handed to, and
-replies are looked for as often. Training is `cloister.federated.learning` in all of them, with the same settings.
+replies are looked for as often. Training is `cloister.federated.training.learning` in all of them, with the same settings.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 if TYPE_CHECKING:
-    from cloister.federated.corpus import Sentence
     from cloister.federated.exchange import Request
-    from cloister.federated.workshop import Answer
+    from cloister.federated.flower.workshop import Answer
+    from cloister.federated.training.corpus import Sentence
 
 server = ServerApp()
 quick_server = ServerApp()
@@ -46,11 +46,11 @@ class Learner:
     def opened(self) -> tuple[Any, Any]:
         import torch  # noqa: PLC0415 -- as heavy as it is for every user of Flower
 
-        from cloister.federated.corpus import TagSet  # noqa: PLC0415
-        from cloister.federated.learning import Reading  # noqa: PLC0415
-        from cloister.federated.pieces import encoder_of  # noqa: PLC0415
-        from cloister.federated.pretrained import open_encoder, open_tokenizer  # noqa: PLC0415
-        from cloister.federated.tagger import Tagger  # noqa: PLC0415
+        from cloister.federated.training.corpus import TagSet  # noqa: PLC0415
+        from cloister.federated.training.learning import Reading  # noqa: PLC0415
+        from cloister.federated.training.pieces import encoder_of  # noqa: PLC0415
+        from cloister.federated.training.pretrained import open_encoder, open_tokenizer  # noqa: PLC0415
+        from cloister.federated.training.tagger import Tagger  # noqa: PLC0415
 
         folder, tags = Path(self.config["model"]), TagSet(tuple(self.config["kinds"].split()))
         torch.manual_seed(0)
@@ -61,7 +61,7 @@ class Learner:
 
     def learn(self, number: int) -> tuple[int, float, float]:
         """A round from the model's weights on: examples, loss and seconds."""
-        from cloister.federated.learning import Course, Learning, learn_parts  # noqa: PLC0415
+        from cloister.federated.training.learning import Course, Learning, learn_parts  # noqa: PLC0415
         from cloister.inference.lowbit.training import has_bfloat16  # noqa: PLC0415
 
         config, (model, _) = self.config, self.opened
@@ -76,7 +76,7 @@ class Learner:
 
     def score(self) -> tuple[int, float, float]:
         """Examples, F1 and loss of the model's weights."""
-        from cloister.federated.learning import predict  # noqa: PLC0415
+        from cloister.federated.training.learning import predict  # noqa: PLC0415
         from cloister.inference.lowbit.training import has_bfloat16  # noqa: PLC0415
 
         model, reading = self.opened
@@ -96,7 +96,7 @@ class Learner:
         return self._read(self.test)
 
     def _read(self, path: str) -> tuple[Sentence, ...]:
-        from cloister.federated.corpus import Columns, TagSet, read_corpus  # noqa: PLC0415
+        from cloister.federated.training.corpus import Columns, TagSet, read_corpus  # noqa: PLC0415
 
         with Path(path).open("rb") as file:
             return read_corpus(
@@ -153,8 +153,8 @@ def thin_evaluate(message: Message, context: Context) -> Message:
 def _asked(kind: str, message: Message, context: Context) -> Answer:
     """By the process that stays."""
     from cloister.federated.exchange import Request  # noqa: PLC0415
+    from cloister.federated.flower.workshop import ask_workshop  # noqa: PLC0415
     from cloister.federated.updates import encode_arrays  # noqa: PLC0415
-    from cloister.federated.workshop import ask_workshop  # noqa: PLC0415
 
     content = encode_arrays({name: one.numpy() for name, one in message.content["arrays"].items()})
     number = message.content["config"]["server-round"]
@@ -201,7 +201,7 @@ class QuickGrid:
     """Flower's grid, with Cloister's pause between two looks for replies in place of Flower's 3 s."""
 
     def __init__(self, grid: Grid) -> None:
-        from cloister.federated.flower_server import PAUSE  # noqa: PLC0415
+        from cloister.federated.flower.server import PAUSE  # noqa: PLC0415
 
         self._grid = grid
         self._pause = PAUSE
@@ -248,9 +248,9 @@ def _go_through(grid: Any, context: Context) -> None:
 
 def stay() -> None:
     """The process that stays: opens model and data once, then answers at its socket until its input ends."""
+    from cloister.federated.flower.workshop import Answer, Workshop  # noqa: PLC0415
+    from cloister.federated.training.weights import put_weights, weights_of  # noqa: PLC0415
     from cloister.federated.updates import decode_arrays, encode_arrays  # noqa: PLC0415
-    from cloister.federated.weights import put_weights, weights_of  # noqa: PLC0415
-    from cloister.federated.workshop import Answer, Workshop  # noqa: PLC0415
 
     given = json.loads(sys.argv[1])
     learner = Learner(given["config"], given["train"], given["test"])

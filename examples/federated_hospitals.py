@@ -41,12 +41,12 @@ from cloister.cli.federation_parties import Seen
 from cloister.cli.federation_seen import coming, write_report
 from cloister.cli.federation_serving import agreed_files
 from cloister.errors import CloisterError
-from cloister.federated.corpus import Columns, Sentence, TagSet, read_corpus
-from cloister.federated.ner_task import NerTraining
-from cloister.federated.partition import partition
-from cloister.federated.scores import Scores, entity_scores
-from cloister.federated.tagger_files import open_tagger
 from cloister.federated.tasks import Opening
+from cloister.federated.training.corpus import Columns, Sentence, TagSet, read_corpus
+from cloister.federated.training.ner import NerTraining
+from cloister.federated.training.partition import partition
+from cloister.federated.training.scores import Scores, entity_scores
+from cloister.federated.training.tagger_files import open_tagger
 from cloister.inference.model_files import ModelFiles
 from cloister.manifest.signers import Ed25519Signer
 from cloister.sealing.key_file import SIGNING_KIND, read_secret

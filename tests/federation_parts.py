@@ -26,12 +26,12 @@ from cloister.federated.configuration import Role, federated_events
 from cloister.federated.delegation import delegate
 from cloister.federated.exchange import Reply, Request
 from cloister.federated.federation import Aggregation, Federation, Party, Privacy, Task
+from cloister.federated.flower.run_folder import RunFolder, RunOrder, go_through
 from cloister.federated.identity import Identity
 from cloister.federated.messages import Admission, Vouched
 from cloister.federated.progress import Fact
 from cloister.federated.provenance import STATEMENT, nonce_of
 from cloister.federated.rounds import Kept, digest_of
-from cloister.federated.run_folder import RunFolder, RunOrder, go_through
 from cloister.federated.updates import Arrays, decode_arrays, encode_arrays
 from cloister.manifest.signed import Signed, encode_signed, sign
 from manifest_parts import NOW, owner, policy_text

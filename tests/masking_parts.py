@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import structs
 
 from cloister.encoding import decode_json
-from cloister.federated.masking import MaskedParty, Tried
-from cloister.federated.masking_sum import MaskedSum, Mean
-from cloister.federated.masking_terms import Body, Said, Terms, least_threshold, say
+from cloister.federated.secure.masks import MaskedParty, Tried
+from cloister.federated.secure.sum import MaskedSum, Mean
+from cloister.federated.secure.terms import Body, Said, Terms, least_threshold, say
 
 STEPS: Final = ("keys", "shares", "mask", "agree", "reveal")
 LARGEST: Final = 4_000_000

@@ -16,9 +16,9 @@ from cloister.federated.federation import Federation
 from cloister.federated.identity import Identity
 from cloister.federated.progress import Ended, Fact, RoundDone
 from cloister.federated.rounds import Kept, Rounds
-from cloister.federated.secure_memory import Memory
-from cloister.federated.secure_wire import STEPS
-from cloister.federated.secure_work import SecureWork
+from cloister.federated.secure.memory import Memory
+from cloister.federated.secure.wire import STEPS
+from cloister.federated.secure.work import SecureWork
 from cloister.federated.tasks import Trained
 from cloister.federated.updates import Arrays, decode_arrays, encode_arrays
 from cloister.sealing.key_file import KeyFile

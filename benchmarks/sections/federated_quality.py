@@ -26,9 +26,9 @@ from benchmarks.federated_trials import Corpus, Found, Score, Trial, computed, k
 from benchmarks.report import Aim, Bar, Chart, Result, Table
 from benchmarks.sections import Options, about
 from benchmarks.sides import ROOT
-from cloister.federated.corpus import Columns
-from cloister.federated.learning import Learning
-from cloister.federated.partition import Way
+from cloister.federated.training.corpus import Columns
+from cloister.federated.training.learning import Learning
+from cloister.federated.training.partition import Way
 
 KEPT: Final = ROOT / "build" / "bench" / "federated_quality.jsonl"
 SEEDS: Final = 3

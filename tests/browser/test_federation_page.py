@@ -25,7 +25,7 @@ from cloister.client.federation_page import create_federation_page
 from cloister.client.guard import Guard, Secrets
 from cloister.errors import NetworkError, VerificationError
 from cloister.federated.progress import Fact
-from cloister.federated.report import live_run, report_html, report_style
+from cloister.federated.report.document import live_run, report_html, report_style
 from federated_run_facts import HOSTILE, START, begun, done, ended, run, share, state
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.errors import FederationError, UpdateRefused
-from cloister.federated.masking_sum import MaskedSum
-from cloister.federated.masking_terms import (
+from cloister.federated.secure.sum import MaskedSum
+from cloister.federated.secure.terms import (
     Keys,
     Left,
     Mail,
@@ -23,7 +23,7 @@ from cloister.federated.masking_terms import (
     least_threshold,
     read,
 )
-from cloister.federated.masking_vectors import FRACTION, MAX_EXAMPLES, add_mask, mean, weighted
+from cloister.federated.secure.vectors import FRACTION, MAX_EXAMPLES, add_mask, mean, weighted
 from masking_parts import LARGEST, STEPS, Play, expected, names, said, terms, update
 
 KINDS = dict(zip(STEPS, (Keys, Shares, Masked, Left, Revealed), strict=True))

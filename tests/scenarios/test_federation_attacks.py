@@ -43,6 +43,7 @@ from cloister.federated.agent import check_aggregator
 from cloister.federated.configuration import Role, federated_events
 from cloister.federated.delegation import delegate
 from cloister.federated.exchange import Request
+from cloister.federated.flower.workshop import Answer
 from cloister.federated.identity import Identity
 from cloister.federated.mesh import FederationMesh, party_context
 from cloister.federated.messages import (
@@ -65,7 +66,6 @@ from cloister.federated.sealed_call import Refused, call
 from cloister.federated.services import memory_folder
 from cloister.federated.updates import decode_arrays, encode_arrays
 from cloister.federated.workload import Places, Workload
-from cloister.federated.workshop import Answer
 from cloister.manifest.signed import encode_signed
 from cloister.sealing.key_file import read_key
 from deployment import CommandFailedError, Service, start_service

@@ -23,13 +23,13 @@ from msgspec import structs
 
 from cloister.federated.exchange import Request
 from cloister.federated.identity import Identity
-from cloister.federated.masking_sum import Mean
-from cloister.federated.masking_terms import Terms, least_threshold
-from cloister.federated.masking_vectors import mean, weighted
 from cloister.federated.progress import Ended, RoundDone
 from cloister.federated.rounds import digest_of
-from cloister.federated.secure_memory import memory_name
-from cloister.federated.secure_rounds import moved
+from cloister.federated.secure.memory import memory_name
+from cloister.federated.secure.rounds import moved
+from cloister.federated.secure.sum import Mean
+from cloister.federated.secure.terms import Terms, least_threshold
+from cloister.federated.secure.vectors import mean, weighted
 from cloister.federated.tasks import Opening, find_task
 from cloister.federated.updates import Arrays, decode_arrays, encode_arrays
 from cloister.federated.workload import Places, Workload

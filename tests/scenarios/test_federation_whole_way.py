@@ -20,7 +20,7 @@ import pytest
 from cloister.channel.headers import ATTESTATION_PATH
 from cloister.encoding import decode_json, encode_json
 from cloister.federated.provenance import NAME, SEALED, Provenance
-from cloister.federated.tagger_files import open_tagger
+from cloister.federated.training.tagger_files import open_tagger
 from cloister.federated.updates import decode_arrays
 from cloister.sealing.key_file import read_key
 from deployment import CommandFailedError, cloister

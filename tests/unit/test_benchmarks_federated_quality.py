@@ -10,7 +10,7 @@ from benchmarks.federated_trials import Score, Trial, common_characters, in_char
 from benchmarks.report import markdown
 from benchmarks.sections.federated_quality import CENTRAL, NCBI, UNER, result, trials_of
 
-from cloister.federated.corpus import Sentence
+from cloister.federated.training.corpus import Sentence
 
 
 def score(f1: float) -> Score:

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import FederationError, FormatError, UsageError
-from cloister.federated.classification_task import ClassificationTraining, macro
 from cloister.federated.tasks import Settings, find_task
+from cloister.federated.training.classification import ClassificationTraining, macro
 from task_parts import PRIVACY, distance, jsonl, opening, same, save_encoder, texts
 
 SETTINGS: Settings = {

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import FormatError, UsageError
-from cloister.federated.corpus import Columns, Sentence, TagSet, documents, read_corpus
-from cloister.federated.partition import WAYS, partition
+from cloister.federated.training.corpus import Columns, Sentence, TagSet, documents, read_corpus
+from cloister.federated.training.partition import WAYS, partition
 from shared_data import shared
 
 TAGS = TagSet(("LOC", "PER"))

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import UsageError
-from cloister.federated.corpus import TagSet
-from cloister.federated.crf import Crf
+from cloister.federated.training.corpus import TagSet
+from cloister.federated.training.crf import Crf
 
 TAGS = TagSet(("A", "B"))
 COUNT = len(TAGS.tags)

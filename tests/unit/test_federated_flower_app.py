@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from cloister.federated.flower_app import PACKAGE, app_digest, write_app
+from cloister.federated.flower.app import PACKAGE, app_digest, write_app
 
 # Flower's own choice of a library's class; nothing here can change it.
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cloister.errors import FormatError
 from cloister.federated.exchange import Reply, Request
-from cloister.federated.flower_wire import (
+from cloister.federated.flower.wire import (
     CONFIG,
     CONTENT,
     METRICS,

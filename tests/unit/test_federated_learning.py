@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, UsageError
-from cloister.federated.corpus import Sentence, TagSet
-from cloister.federated.learning import ALONE, Course, Learning, Reading, learn, learn_parts, predict
-from cloister.federated.pieces import encoder_of
-from cloister.federated.scores import entity_scores
-from cloister.federated.tagger import OUTSIDE_BIAS, OUTSIDE_WEIGHT, Tagger, batch_of
+from cloister.federated.training.corpus import Sentence, TagSet
+from cloister.federated.training.learning import ALONE, Course, Learning, Reading, learn, learn_parts, predict
+from cloister.federated.training.pieces import encoder_of
+from cloister.federated.training.scores import entity_scores
+from cloister.federated.training.tagger import OUTSIDE_BIAS, OUTSIDE_WEIGHT, Tagger, batch_of
 
 TAGS = TagSet(("PLACE",))
 WORDS = ["in", "the", "old", "city", "of", "new", "york", "rome", "he", "went", "to", "."]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cloister.errors import FederationError, FormatError, UsageError
-from cloister.federated.lora_task import LoraTraining
 from cloister.federated.tasks import Settings, find_task
+from cloister.federated.training.lora import LoraTraining
 from cloister.inference.lora import parse_adapter
 from task_parts import PRIVACY, distance, jsonl, opening, same, save_decoder, texts
 
@@ -117,7 +117,7 @@ def test_the_saved_adapter_is_read_by_peft_and_by_who_serves_it(
 ) -> None:
     from peft import PeftModel
 
-    from cloister.federated.pretrained import open_decoder
+    from cloister.federated.training.pretrained import open_decoder
 
     task = opened()
     trained = task.train(task.arrays(), number=1, seed=3, step=quiet).arrays

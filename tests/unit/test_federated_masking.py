@@ -14,10 +14,10 @@ from msgspec import structs
 
 from cloister.encoding import decode_json, encode_json
 from cloister.errors import FederationError, UpdateRefused, UsageError
-from cloister.federated.masking import MaskedParty, Tried
-from cloister.federated.masking_shares import commitment, open_shares, pair_key, seal_shares, self_key
-from cloister.federated.masking_sum import MaskedSum
-from cloister.federated.masking_terms import (
+from cloister.federated.secure.masks import MaskedParty, Tried
+from cloister.federated.secure.shares import commitment, open_shares, pair_key, seal_shares, self_key
+from cloister.federated.secure.sum import MaskedSum
+from cloister.federated.secure.terms import (
     Left,
     Mail,
     Masked,
@@ -28,7 +28,7 @@ from cloister.federated.masking_terms import (
     read_roster,
     say,
 )
-from cloister.federated.masking_vectors import FRACTION, MAX_EXAMPLES, add_mask, mean, weighted
+from cloister.federated.secure.vectors import FRACTION, MAX_EXAMPLES, add_mask, mean, weighted
 from masking_parts import LARGEST, STEPS, Play, expected, identity, names, resaid, said, terms, update
 from spec_vectors import spec_vectors
 

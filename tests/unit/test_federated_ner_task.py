@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, FederationError, FormatError, UsageError
 from cloister.federated.ledger import Ledger
-from cloister.federated.ner_task import NerTraining, read_settings
-from cloister.federated.pretrained import check_length
 from cloister.federated.privacy import Charge, spent
-from cloister.federated.tagger_files import open_tagger
 from cloister.federated.tasks import ExamplePrivacy, Opening, Settings, Trained, find_task
+from cloister.federated.training.ner import NerTraining, read_settings
+from cloister.federated.training.pretrained import check_length
+from cloister.federated.training.tagger_files import open_tagger
 from cloister.federated.updates import decode_arrays, encode_arrays
 from cloister.sealing.key_file import KeyFile
 from task_parts import PRIVACY, WORDS, distance, opening, same, save_encoder

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import UsageError
-from cloister.federated.pieces import MAX_SUBWORDS, Marks, pieces
+from cloister.federated.training.pieces import MAX_SUBWORDS, Marks, pieces
 
 MARKS = Marks(before=(101,), after=(102,), unknown=100)
 

@@ -13,12 +13,12 @@ from opacus.accountants import RDPAccountant
 from torch import Tensor, nn
 
 from cloister.errors import CloisterError, FederationError, UsageError
-from cloister.federated.corpus import TagSet
-from cloister.federated.pieces import Piece
 from cloister.federated.privacy import Charge, Source, keyed_source, spent
-from cloister.federated.private_learning import Privately, charge_of, learn_privately
-from cloister.federated.tagger import Tagger, batch_of
 from cloister.federated.tasks import ExamplePrivacy
+from cloister.federated.training.corpus import TagSet
+from cloister.federated.training.pieces import Piece
+from cloister.federated.training.private import Privately, charge_of, learn_privately
+from cloister.federated.training.tagger import Tagger, batch_of
 
 TAGS = TagSet(("PLACE",))
 Example = list[tuple[Piece, list[int]]]

@@ -15,15 +15,15 @@ from cloister.attester.launch import this_program
 from cloister.errors import CloisterError, FederationError, UsageError
 from cloister.federated.exchange import Reply, Request
 from cloister.federated.federation import Federation, Task
+from cloister.federated.flower.run_folder import RunFolder, go_through
 from cloister.federated.identity import Identity
 from cloister.federated.ledger import Ledger, ledger_name
 from cloister.federated.messages import TaskOrder
-from cloister.federated.ner_task import NerTraining
 from cloister.federated.privacy import Charge, claims_of, spent
 from cloister.federated.progress import Ended, Fact, RoundDone, Share
 from cloister.federated.rounds import Kept, Rounds
-from cloister.federated.run_folder import RunFolder, go_through
 from cloister.federated.tasks import ExamplePrivacy
+from cloister.federated.training.ner import NerTraining
 from cloister.federated.updates import encode_arrays
 from cloister.federated.workload import Places, Workload
 from cloister.inference.model import find_model

@@ -23,7 +23,7 @@ from flwr.proto.fab_pb2 import Fab, GetFabResponse
 from cloister.broker.mesh_request import make_request
 from cloister.channel.tls_context import server_side
 from cloister.errors import CloisterError, FederationError
-from cloister.federated.flower_processes import Loopback
+from cloister.federated.flower.processes import Loopback
 from cloister.federated.mesh import FederationMesh, encoded, party_context
 from cloister.federated.relay import (
     FLEET,

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from cloister.federated.progress import Fact
-from cloister.federated.report import live_run, report_html, report_style
-from cloister.federated.report_chart import MAX_POINTS, Chart, Line, chart_svg
-from cloister.federated.report_elements import ATTRIBUTES, TAGS, Element, el, html, inert, plain
-from cloister.federated.report_run import LARGEST, metric, run_of, run_words
-from cloister.federated.report_words import duration, fact_words, figure, size
+from cloister.federated.report.chart import MAX_POINTS, Chart, Line, chart_svg
+from cloister.federated.report.document import live_run, report_html, report_style
+from cloister.federated.report.elements import ATTRIBUTES, TAGS, Element, el, html, inert, plain
+from cloister.federated.report.run import LARGEST, metric, run_of, run_words
+from cloister.federated.report.words import duration, fact_words, figure, size
 from federated_run_facts import (
     EXCLUDED,
     HOSTILE,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, FederationError, FormatError, WrongKey
 from cloister.federated.checkpoint import NAME
+from cloister.federated.flower.run_folder import MAX_REASON, RunFolder, go_through
 from cloister.federated.progress import Begun, Ended, Fact, PartyState, RoundDone, encode_fact
-from cloister.federated.run_folder import MAX_REASON, RunFolder, go_through
 from cloister.federated.updates import encode_arrays
 from federation_parts import MODEL, NAMES, Classroom, Killed, federation, run_of, run_order
 

@@ -15,11 +15,11 @@ from cloister.errors import FederationError
 from cloister.federated.aggregation import Aggregator
 from cloister.federated.exchange import Reply, Request
 from cloister.federated.federation import Federation
-from cloister.federated.masking_terms import Relayed, Terms
-from cloister.federated.masking_vectors import FRACTION, weighted
 from cloister.federated.rounds import digest_of
-from cloister.federated.secure_rounds import LEAST, SecureRound
-from cloister.federated.secure_wire import STEPS, pack, threshold, unpack
+from cloister.federated.secure.rounds import LEAST, SecureRound
+from cloister.federated.secure.terms import Relayed, Terms
+from cloister.federated.secure.vectors import FRACTION, weighted
+from cloister.federated.secure.wire import STEPS, pack, threshold, unpack
 from cloister.federated.updates import encode_arrays
 from federation_parts import aggregation, privacy
 from secure_parts import LARGEST, MILLION, MODEL, Room, Run, go, plain_mean, same_model, secure

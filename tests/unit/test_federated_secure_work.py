@@ -24,10 +24,8 @@ from cloister.federated.admission import WORKLOAD, vouched_parts
 from cloister.federated.agent import Agent
 from cloister.federated.exchange import Request
 from cloister.federated.federation import Task
+from cloister.federated.flower.workshop import Answer
 from cloister.federated.identity import Identity, check_signature
-from cloister.federated.masking import Tried
-from cloister.federated.masking_sum import MaskedSum
-from cloister.federated.masking_terms import Terms
 from cloister.federated.messages import (
     Admission,
     Admitted,
@@ -41,13 +39,15 @@ from cloister.federated.messages import (
     TaskOrder,
     WorkState,
 )
-from cloister.federated.secure_memory import Memory, memory_name
-from cloister.federated.secure_wire import BEGUN, STEPS, Asked, key_digest, pack, threshold, unpack
-from cloister.federated.secure_work import SecureWork
+from cloister.federated.secure.masks import Tried
+from cloister.federated.secure.memory import Memory, memory_name
+from cloister.federated.secure.sum import MaskedSum
+from cloister.federated.secure.terms import Terms
+from cloister.federated.secure.wire import BEGUN, STEPS, Asked, key_digest, pack, threshold, unpack
+from cloister.federated.secure.work import SecureWork
 from cloister.federated.tasks import Trained
 from cloister.federated.updates import encode_arrays
 from cloister.federated.workload import Places, Workload
-from cloister.federated.workshop import Answer
 from cloister.inference.model import find_model
 from cloister.manifest.signed import encode_signed
 from cloister.sealing.key_file import KeyFile
@@ -288,7 +288,7 @@ def test_it_is_written_down_before_a_vector_or_a_share_is_sent(
 
     aggregator = Aggregator(room).until("masked")
     north = room.parties["north"]
-    monkeypatch.setattr("cloister.federated.secure_memory.write_whole", full)
+    monkeypatch.setattr("cloister.federated.secure.memory.write_whole", full)
     with pytest.raises(UsageError, match="disk is full"):
         says(north, "masked", aggregator.told["north"])
     monkeypatch.undo()
@@ -297,7 +297,7 @@ def test_it_is_written_down_before_a_vector_or_a_share_is_sent(
     tried = north.memory.before(RUN, 1)
     assert tried is not None
     assert tried.opened == ()
-    monkeypatch.setattr("cloister.federated.secure_memory.write_whole", full)
+    monkeypatch.setattr("cloister.federated.secure.memory.write_whole", full)
     with pytest.raises(UsageError, match="disk is full"):
         says(north, "reveal", aggregator.told["north"])
     monkeypatch.undo()
@@ -405,7 +405,7 @@ def test_any_flipped_bit_and_any_shorter_file_is_refused(tmp_path: Path) -> None
 def test_what_it_remembers_is_bounded_and_never_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloister.federated.secure_memory.MAX_RUNS", 2)
+    monkeypatch.setattr("cloister.federated.secure.memory.MAX_RUNS", 2)
     with memory(tmp_path) as full:
         full.keep("run 1", 1, TRIED)
         full.keep("run 2", 1, TRIED)

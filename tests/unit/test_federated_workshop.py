@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cloister.errors import FormatError, UpdateRefused
 from cloister.federated.exchange import Request
-from cloister.federated.workshop import MAX_CONTENT, MAX_HEAD, Answer, Work, Workshop, ask_workshop
+from cloister.federated.flower.workshop import MAX_CONTENT, MAX_HEAD, Answer, Work, Workshop, ask_workshop
 
 REQUEST = Request("train", "5e" * 16, 3, "ab" * 32, b"model")
 HEAD = b'{"kind":"train","run":"r","round":1,"model":"m"}'

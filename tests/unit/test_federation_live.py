@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cloister.cli.federation_live import fact_line, live_view, show_live
 from cloister.federated.progress import Fact
-from cloister.federated.report_run import run_of
+from cloister.federated.report.run import run_of
 from federated_run_facts import EXCLUDED, HOSTILE, START, begun, done, ended, run, share, state
 
 

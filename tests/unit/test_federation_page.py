@@ -14,8 +14,8 @@ from cloister.client.federation_page import create_federation_page
 from cloister.client.guard import COOKIE, Guard, Secrets
 from cloister.errors import AppraisalRefused, CloisterError, NetworkError, UsageError, VerificationError
 from cloister.federated.progress import Fact
-from cloister.federated.report import live_run, report_html, report_style
-from cloister.federated.report_elements import ATTRIBUTES, TAGS
+from cloister.federated.report.document import live_run, report_html, report_style
+from cloister.federated.report.elements import ATTRIBUTES, TAGS
 from federated_run_facts import START, run
 
 PORT = 8098

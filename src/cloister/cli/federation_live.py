@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cloister.federated.progress import Ended, Fact, PartyState
-from cloister.federated.report_elements import inert
-from cloister.federated.report_run import Refusal, Run, metric, run_of, run_words
-from cloister.federated.report_words import (
+from cloister.federated.report.elements import inert
+from cloister.federated.report.run import Refusal, Run, metric, run_of, run_words
+from cloister.federated.report.words import (
     MAX_REASON,
     SIMULATED,
     Tone,

@@ -48,7 +48,7 @@ def coming(
 
 def write_report(path: Path, facts: tuple[Fact, ...]) -> None:
     """One HTML file. Raises UsageError where it cannot be written."""
-    from cloister.federated.report import report_html
+    from cloister.federated.report.document import report_html
     from cloister.manifest.storage import write_whole
 
     write_whole(path, report_html(facts, now=int(time.time())).encode(), replace=True)
@@ -59,7 +59,7 @@ def serve_page(look: Callable[[], tuple[Fact, ...]], *, port: int, as_json: bool
     from cloister.cli.serving import run_server, take_port
     from cloister.client.federation_page import create_federation_page
     from cloister.client.guard import Guard, Secrets
-    from cloister.federated.report import live_run, report_html, report_style
+    from cloister.federated.report.document import live_run, report_html, report_style
 
     page = create_federation_page(
         lambda: live_run(look(), now=int(time.time())),

@@ -33,7 +33,8 @@ from cloister.evidence.bundle import encode_bundle
 from cloister.federated.admission import Verified, verify_admission
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.checkpoint import NAME, newest_checkpoint
-from cloister.federated.flower_processes import HOST, SuperLink
+from cloister.federated.flower.processes import HOST, SuperLink
+from cloister.federated.flower.run_folder import FOLDER, RunFolder, RunOrder
 from cloister.federated.identity import Identity
 from cloister.federated.mesh import FederationMesh, encoded
 from cloister.federated.messages import (
@@ -51,7 +52,6 @@ from cloister.federated.progress import Fact, PartyState, RoundDone, State, newe
 from cloister.federated.provenance import STATEMENT, nonce_of, run_stated
 from cloister.federated.relay import Relay, admitted_party
 from cloister.federated.roster import Member, Roster
-from cloister.federated.run_folder import FOLDER, RunFolder, RunOrder
 from cloister.federated.serving import ThreadedServer, peer_certificate
 
 PAUSE: Final = 0.2

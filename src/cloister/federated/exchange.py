@@ -1,4 +1,4 @@
-"""How parties are asked: requests, replies, and what carries them. Over Flower that is flower_server.py."""
+"""How parties are asked: requests, replies, and what carries them. Over Flower that is flower/server.py."""
 
 from __future__ import annotations
 

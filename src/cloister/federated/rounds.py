@@ -1,7 +1,7 @@
 """The rounds of a run: ask the parties that are ready, take what may be used, combine, score, keep, tell. No network here.
 
-How parties are asked is an argument (exchange.py; over Flower it is flower_server.py), and so are the clock and who is
-ready. Where nobody may see an update, a round's training is secure_rounds.py's. After each round its result is kept before
+How parties are asked is an argument (exchange.py; over Flower it is flower/server.py), and so are the clock and who is
+ready. Where nobody may see an update, a round's training is secure/rounds.py's. After each round its result is kept before
 anybody hears of it, so a run that was killed goes on from its last round with the same result. Nothing waits without end: a
 round ends at its deadline, and so does waiting for parties.
 """
@@ -21,7 +21,7 @@ from cloister.federated.federation import EPSILON, MILLION, Federation, Privacy
 from cloister.federated.privacy import Budget
 from cloister.federated.progress import Ended, Fact, RoundDone, Share
 from cloister.federated.round import Head, Round
-from cloister.federated.secure_rounds import RoundLost, SecureRound, moved
+from cloister.federated.secure.rounds import RoundLost, SecureRound, moved
 from cloister.federated.updates import Arrays, check_update, decode_arrays, encode_arrays
 
 PAUSE: Final = 0.5

@@ -31,8 +31,9 @@ from cloister.errors import FederationError, KeyUnavailable, UpdateRefused, Usag
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.exchange import Request
 from cloister.federated.federation import MILLION, Privacy
-from cloister.federated.flower_app import app_digest
-from cloister.federated.flower_processes import HOST, Loopback, SuperNode
+from cloister.federated.flower.app import app_digest
+from cloister.federated.flower.processes import HOST, Loopback, SuperNode
+from cloister.federated.flower.workshop import SOCKET, Answer, Workshop
 from cloister.federated.identity import Identity
 from cloister.federated.ledger import Ledger
 from cloister.federated.mesh import party_context
@@ -40,13 +41,12 @@ from cloister.federated.messages import Done, Named, Renewal, Requested, TaskOrd
 from cloister.federated.provenance import FilesStated, agreed_chain
 from cloister.federated.relay import Relay, own_bundle, own_node
 from cloister.federated.rounds import digest_of
-from cloister.federated.secure_memory import Memory
-from cloister.federated.secure_wire import STEPS
-from cloister.federated.secure_work import SecureWork
+from cloister.federated.secure.memory import Memory
+from cloister.federated.secure.wire import STEPS
+from cloister.federated.secure.work import SecureWork
 from cloister.federated.serving import ThreadedServer, listen
 from cloister.federated.tasks import ExamplePrivacy, Opening, Trained, Training, find_task
 from cloister.federated.updates import Arrays, decode_arrays, encode_arrays
-from cloister.federated.workshop import SOCKET, Answer, Workshop
 from cloister.inference.model import OpenedModel, find_model
 from cloister.sealing import KeySource
 from cloister.sealing.access import Access

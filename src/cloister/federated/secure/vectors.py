@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from cloister.errors import FederationError, UpdateRefused
-from cloister.federated.masking_terms import Terms
+from cloister.federated.secure.terms import Terms
 from cloister.federated.updates import Arrays, check_update
 
 FRACTION: Final = 1 << 32

@@ -16,14 +16,14 @@ from importlib import resources
 from typing import Final
 
 from cloister.encoding import encode_json
-from cloister.federated import report_parts
 from cloister.federated.progress import Fact
-from cloister.federated.report_blocks import Bounds
-from cloister.federated.report_curves import curves
-from cloister.federated.report_elements import Element, el, html, plain
-from cloister.federated.report_parties import parties
-from cloister.federated.report_run import Run, run_of, run_words
-from cloister.federated.report_words import name
+from cloister.federated.report import parts
+from cloister.federated.report.blocks import Bounds
+from cloister.federated.report.curves import curves
+from cloister.federated.report.elements import Element, el, html, plain
+from cloister.federated.report.parties import parties
+from cloister.federated.report.run import Run, run_of, run_words
+from cloister.federated.report.words import name
 
 LIVE: Final = Bounds(rounds=50, trail=100, parties=64)
 """What the live page shows: it is asked again and again."""
@@ -37,7 +37,7 @@ _FOOTER: Final = (
 def report_html(facts: Iterable[Fact], *, now: int | None = None) -> str:
     """The whole file. ``now`` judges whether evidence still holds; without it, the time of the newest fact does."""
     run = run_of(facts)
-    warning = report_parts.banner(run)
+    warning = parts.banner(run)
     footer = el("footer", None, _FOOTER, el("code", None, "cloister federation verify-model"))
     body = el("main", None, *_parts(run, ALL, now=run.at if now is None else now), footer, warning)
     return "\n".join(
@@ -64,7 +64,7 @@ def report_html(facts: Iterable[Fact], *, now: int | None = None) -> str:
 
 def live_run(facts: Iterable[Fact], *, now: int) -> bytes:
     """The live page as JSON: ``title``, ``said`` (one line for who listens), ``over`` and ``parts``, elements as
-    :func:`~cloister.federated.report_elements.plain` writes them."""
+    :func:`~cloister.federated.report.elements.plain` writes them."""
     run = run_of(facts)
     return encode_json(
         {
@@ -79,21 +79,21 @@ def live_run(facts: Iterable[Fact], *, now: int) -> bytes:
 @cache
 def report_style() -> str:
     """The style sheet of both."""
-    text = resources.files("cloister.federated").joinpath("report.css").read_text(encoding="utf-8")
+    text = resources.files("cloister.federated.report").joinpath("report.css").read_text(encoding="utf-8")
     return f"\n{text}"
 
 
 def _parts(run: Run, bounds: Bounds, *, now: int) -> list[Element]:
     found = [
-        report_parts.banner(run),
-        report_parts.heading(run),
-        report_parts.tiles(run),
-        report_parts.identity(run),
+        parts.banner(run),
+        parts.heading(run),
+        parts.tiles(run),
+        parts.identity(run),
         curves(run),
-        report_parts.rounds_table(run, bounds),
+        parts.rounds_table(run, bounds),
         parties(run, bounds, now=now),
-        report_parts.refusals(run, bounds),
-        report_parts.trail(run, bounds),
+        parts.refusals(run, bounds),
+        parts.trail(run, bounds),
     ]
     return [part for part in found if part is not None]
 

@@ -21,9 +21,9 @@ from cloister.errors import CloisterError, FederationError, UpdateRefused
 from cloister.federated.exchange import Exchange, Reply, Request
 from cloister.federated.federation import Federation
 from cloister.federated.identity import read_spki
-from cloister.federated.masking_sum import MaskedSum, Mean
-from cloister.federated.masking_terms import Said, Terms, read
-from cloister.federated.secure_wire import BEGUN, STEPS, Asked, key_digest, pack, threshold, unpack
+from cloister.federated.secure.sum import MaskedSum, Mean
+from cloister.federated.secure.terms import Said, Terms, read
+from cloister.federated.secure.wire import BEGUN, STEPS, Asked, key_digest, pack, threshold, unpack
 from cloister.federated.updates import Arrays
 
 EIGHTHS: Final = 8

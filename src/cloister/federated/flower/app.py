@@ -47,7 +47,7 @@ def write_app(folder: Path) -> None:
     (folder / "LICENSE").write_text("Apache-2.0\n", "utf-8")
     (package / "__init__.py").write_text("", "utf-8")
     for name in ("server", "client"):
-        text = f'from cloister.federated.flower_{name} import app\n\n__all__ = ["app"]\n'
+        text = f'from cloister.federated.flower.{name} import app\n\n__all__ = ["app"]\n'
         (package / f"{name}.py").write_text(text, "utf-8")
 
 

@@ -8,10 +8,10 @@ out is counted.
 from __future__ import annotations
 
 from cloister.federated.progress import Begun, Ended, Fact, PartyState, RoundDone
-from cloister.federated.report_blocks import Bounds, code, left_out, moment_of, row, section, table
-from cloister.federated.report_elements import Child, Element, el
-from cloister.federated.report_run import Run, metric, run_words, traffic
-from cloister.federated.report_words import (
+from cloister.federated.report.blocks import Bounds, code, left_out, moment_of, row, section, table
+from cloister.federated.report.elements import Child, Element, el
+from cloister.federated.report.run import Run, metric, run_words, traffic
+from cloister.federated.report.words import (
     SIMULATED,
     Tone,
     budget_words,

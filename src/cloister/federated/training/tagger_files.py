@@ -14,10 +14,10 @@ import torch
 
 from cloister.encoding import Record, decode_json, encode_json
 from cloister.errors import FormatError, UsageError
-from cloister.federated.corpus import OUTSIDE, Sentence, TagSet
-from cloister.federated.learning import Reading, predict
-from cloister.federated.pieces import encoder_of
-from cloister.federated.pretrained import (
+from cloister.federated.training.corpus import OUTSIDE, Sentence, TagSet
+from cloister.federated.training.learning import Reading, predict
+from cloister.federated.training.pieces import encoder_of
+from cloister.federated.training.pretrained import (
     check_directory,
     check_length,
     copy_tokenizer,
@@ -25,9 +25,9 @@ from cloister.federated.pretrained import (
     open_tokenizer,
     save_pretrained,
 )
-from cloister.federated.tagger import Tagger
+from cloister.federated.training.tagger import Tagger
+from cloister.federated.training.weights import arrays_of, put_arrays
 from cloister.federated.updates import decode_arrays, encode_arrays
-from cloister.federated.weights import arrays_of, put_arrays
 from cloister.inference.model_files import ModelFiles
 
 HEAD_NAME: Final = "head.safetensors"

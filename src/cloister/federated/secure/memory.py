@@ -19,7 +19,7 @@ from msgspec import structs
 
 from cloister.encoding import Record, decode_json, encode_json
 from cloister.errors import FederationError, FormatError, UpdateRefused, UsageError
-from cloister.federated.masking import Tried
+from cloister.federated.secure.masks import Tried
 from cloister.manifest.storage import write_whole
 from cloister.sealing import KeySource
 from cloister.sealing.reader import SealedReader

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from cloister.broker.state_key import combine
 from cloister.encoding import encode_json
 from cloister.errors import FederationError, UpdateRefused, UsageError
-from cloister.federated.masking_shares import KEY_SIZE, SEALED_SIZE, commitment, direction, pair_key, self_key
-from cloister.federated.masking_terms import (
+from cloister.federated.secure.shares import KEY_SIZE, SEALED_SIZE, commitment, direction, pair_key, self_key
+from cloister.federated.secure.terms import (
     Body,
     Keys,
     Left,
@@ -32,7 +32,7 @@ from cloister.federated.masking_terms import (
     hear,
     read_roster,
 )
-from cloister.federated.masking_vectors import add_mask, mean
+from cloister.federated.secure.vectors import add_mask, mean
 
 _STEPS: Final[tuple[type[Body], ...]] = (Keys, Shares, Masked, Left, Revealed)
 

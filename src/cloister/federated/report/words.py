@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from cloister.federated.progress import Begun, Ended, Fact, PartyState, RoundDone
-from cloister.federated.report_elements import inert
+from cloister.federated.report.elements import inert
 from cloister.manifest.words import moment
 
 MAX_NAME: Final = 64

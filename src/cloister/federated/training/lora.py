@@ -3,7 +3,7 @@
 Only those travel, and the model itself stays as it is. Settings: ``train``, the JSONL file that is learned from ({"text":
 ...} a line), has to be there. ``test`` is the file that is scored on, if there is one; ``rank`` and ``alpha`` are of the
 matrices, ``targets`` the linear layers that get them, by their last name. A text that is longer than ``length`` tokens is
-read in parts. How it trains: learning_settings.py.
+read in parts. How it trains: settings.py.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.errors import FormatError, UsageError
-from cloister.federated.learning import fit, products
-from cloister.federated.learning_settings import Plan, read_plan
-from cloister.federated.pretrained import check_directory, check_length, open_decoder, open_tokenizer
-from cloister.federated.tagger import filled
-from cloister.federated.task_settings import SettingsReader
 from cloister.federated.tasks import Opening, Scored, Settings, Step, Trained
-from cloister.federated.texts import read_texts
+from cloister.federated.training.learning import fit, products
+from cloister.federated.training.pretrained import check_directory, check_length, open_decoder, open_tokenizer
+from cloister.federated.training.settings import Plan, read_plan
+from cloister.federated.training.tagger import filled
+from cloister.federated.training.task_settings import SettingsReader
+from cloister.federated.training.texts import read_texts
+from cloister.federated.training.weights import arrays_of, put_arrays
 from cloister.federated.updates import Arrays, encode_arrays
-from cloister.federated.weights import arrays_of, put_arrays
 from cloister.inference.lora import CONFIG_NAME, MAX_RANK, WEIGHTS_NAME
 
 NAME: Final = "causal-lm-lora"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cloister.federated.progress import PartyState
-from cloister.federated.report_blocks import Bounds, code, left_out, row, section
-from cloister.federated.report_curves import own_curve
-from cloister.federated.report_elements import Element, el
-from cloister.federated.report_run import Run, metric
-from cloister.federated.report_words import count, figure, name, size, state_words, tee_words
+from cloister.federated.report.blocks import Bounds, code, left_out, row, section
+from cloister.federated.report.curves import own_curve
+from cloister.federated.report.elements import Element, el
+from cloister.federated.report.run import Run, metric
+from cloister.federated.report.words import count, figure, name, size, state_words, tee_words
 from cloister.manifest.words import moment
 
 

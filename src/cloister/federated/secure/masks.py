@@ -3,7 +3,7 @@ randomness.
 
 Bonawitz et al. 2017 in its form for an aggregator that lies (docs/spec/secure-aggregation.md; why it is ours: ADR 11). A
 step is done once and in order, and after a refusal a party's part in this try of the round is over: what it would say next
-could be put together with what it said. The aggregator's side is masking_sum.py's.
+could be put together with what it said. The aggregator's side is sum.py's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cloister.broker.state_key import Entropy, split
 from cloister.encoding import Record
 from cloister.errors import FederationError, UsageError
-from cloister.federated.masking_shares import (
+from cloister.federated.secure.shares import (
     KEY_SIZE,
     commitment,
     direction,
@@ -28,7 +28,7 @@ from cloister.federated.masking_shares import (
     seal_shares,
     self_key,
 )
-from cloister.federated.masking_terms import (
+from cloister.federated.secure.terms import (
     Body,
     Keys,
     Left,
@@ -43,7 +43,7 @@ from cloister.federated.masking_terms import (
     read_roster,
     say,
 )
-from cloister.federated.masking_vectors import add_mask, weighted
+from cloister.federated.secure.vectors import add_mask, weighted
 from cloister.federated.updates import Arrays
 
 

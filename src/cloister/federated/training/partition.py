@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from cloister.errors import UsageError
-from cloister.federated.corpus import OUTSIDE, Sentence, documents
+from cloister.federated.training.corpus import OUTSIDE, Sentence, documents
 
 Way = Literal["iid", "document", "skewed", "unequal"]
 WAYS: Final[tuple[Way, ...]] = ("iid", "document", "skewed", "unequal")

@@ -2,7 +2,7 @@
 
 Settings: ``kinds`` of entities and ``train``, the file that is learned from, have to be there. ``test`` is the file that
 is scored on, if there is one; ``format`` is that of both (``word-column`` and ``tag-column`` for CoNLL); ``crf`` 0 leaves
-each word to itself; ``length`` and ``stride`` are of the windows on long sentences. How it trains: learning_settings.py.
+each word to itself; ``length`` and ``stride`` are of the windows on long sentences. How it trains: settings.py.
 
 With the privacy of examples, an example is a whole sentence: all windows on it together. Then ``clip-ppm`` is not used (the
 federation has the norm), a batch is what takes part in a step on average, and an epoch as many steps as without.
@@ -23,18 +23,18 @@ from torch import Tensor
 
 from cloister.encoding import encode_json
 from cloister.errors import UsageError
-from cloister.federated.corpus import FORMATS, Columns, Format, Sentence, TagSet, read_corpus
-from cloister.federated.learning import Part, learn_parts, optimiser_of, predict, products
-from cloister.federated.learning_settings import Plan, read_plan
-from cloister.federated.tagger import batch_of
-from cloister.federated.tagger_files import TaggerForm, new_tagger, save_tagger
-from cloister.federated.task_settings import SettingsReader
 from cloister.federated.tasks import ExamplePrivacy, Opening, Scored, Settings, Step, Trained
+from cloister.federated.training.corpus import FORMATS, Columns, Format, Sentence, TagSet, read_corpus
+from cloister.federated.training.learning import Part, learn_parts, optimiser_of, predict, products
+from cloister.federated.training.settings import Plan, read_plan
+from cloister.federated.training.tagger import batch_of
+from cloister.federated.training.tagger_files import TaggerForm, new_tagger, save_tagger
+from cloister.federated.training.task_settings import SettingsReader
+from cloister.federated.training.weights import put_weights, weights_of
 from cloister.federated.updates import Arrays
-from cloister.federated.weights import put_weights, weights_of
 
 if TYPE_CHECKING:
-    from cloister.federated.private_learning import Privately
+    from cloister.federated.training.private import Privately
 
 NAME: Final = "ner"
 
@@ -132,7 +132,7 @@ class NerTraining:
     def _learn_privately(
         self, privacy: ExamplePrivacy, arrays: Arrays, number: int, seed: int, step: Step
     ) -> Privately:
-        from cloister.federated.private_learning import (  # noqa: PLC0415 -- Opacus takes seconds to load
+        from cloister.federated.training.private import (  # noqa: PLC0415 -- Opacus takes seconds to load
             charge_of,
             digest_of_outcome,
             learn_privately,

@@ -11,7 +11,7 @@ from typing import Final
 
 from cloister.encoding import Record
 from cloister.errors import UpdateRefused
-from cloister.federated.masking_terms import MAX_MESSAGE, least_threshold
+from cloister.federated.secure.terms import MAX_MESSAGE, least_threshold
 
 STEPS: Final = ("keys", "shares", "masked", "agree", "reveal")
 BEGUN: Final = "this round was begun under other terms, and this party's update may be opened under those"

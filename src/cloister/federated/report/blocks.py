@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cloister.federated.report_elements import Child, Element, el
+from cloister.federated.report.elements import Child, Element, el
 from cloister.manifest.words import moment
 
 

@@ -17,8 +17,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from cloister.errors import CloisterError, FormatError
 from cloister.federated.exchange import Reply, Request
-from cloister.federated.flower_wire import read_reply, request_content
-from cloister.federated.run_folder import FOLDER, RunFolder, go_through
+from cloister.federated.flower.run_folder import FOLDER, RunFolder, go_through
+from cloister.federated.flower.wire import read_reply, request_content
 
 PAUSE: Final = 0.3
 app = ServerApp()

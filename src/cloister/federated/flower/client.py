@@ -10,8 +10,8 @@ import os
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from cloister.federated.flower_wire import read_request, reply_content
-from cloister.federated.workshop import SOCKET, ask_workshop
+from cloister.federated.flower.wire import read_request, reply_content
+from cloister.federated.flower.workshop import SOCKET, ask_workshop
 
 app = ClientApp()
 

@@ -2,7 +2,7 @@
 
 Settings: ``labels`` and ``train``, the JSONL file that is learned from ({"text": ..., "label": ...} a line), have to be
 there. ``test`` is the file that is scored on, if there is one; of a text ``length`` tokens are read. How it trains:
-learning_settings.py. Scores are macro-averages over the labels that occur.
+settings.py. Scores are macro-averages over the labels that occur.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from cloister.errors import UsageError
-from cloister.federated.learning import fit, products
-from cloister.federated.learning_settings import Plan, read_plan
-from cloister.federated.pretrained import (
+from cloister.federated.tasks import Opening, Scored, Settings, Step, Trained
+from cloister.federated.training.learning import fit, products
+from cloister.federated.training.pretrained import (
     check_directory,
     check_length,
     copy_tokenizer,
@@ -30,12 +30,12 @@ from cloister.federated.pretrained import (
     open_tokenizer,
     save_pretrained,
 )
-from cloister.federated.tagger import filled
-from cloister.federated.task_settings import SettingsReader
-from cloister.federated.tasks import Opening, Scored, Settings, Step, Trained
-from cloister.federated.texts import read_labelled
+from cloister.federated.training.settings import Plan, read_plan
+from cloister.federated.training.tagger import filled
+from cloister.federated.training.task_settings import SettingsReader
+from cloister.federated.training.texts import read_labelled
+from cloister.federated.training.weights import put_weights, weights_of
 from cloister.federated.updates import Arrays
-from cloister.federated.weights import put_weights, weights_of
 
 NAME: Final = "sequence-classification"
 _BATCH: Final = 32

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloister.federated.corpus import TagSet
-from cloister.federated.crf import Crf
-from cloister.federated.pieces import Piece
+from cloister.federated.training.corpus import TagSet
+from cloister.federated.training.crf import Crf
+from cloister.federated.training.pieces import Piece
 
 OUTSIDE_BIAS: Final = 6.0
 OUTSIDE_WEIGHT: Final = 0.01

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cloister.errors import FederationError
-from cloister.federated.flower_app import write_app
+from cloister.federated.flower.app import write_app
 from cloister.federated.identity import public_openssh
 
 HOST: Final = "127.0.0.1"

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from cloister.errors import CloisterError, UsageError
-from cloister.federated.corpus import Sentence, TagSet
-from cloister.federated.pieces import Encode, Marks, Piece, pieces
-from cloister.federated.scores import Scores, entity_scores
-from cloister.federated.tagger import Tagger, batch_of, filled
+from cloister.federated.training.corpus import Sentence, TagSet
+from cloister.federated.training.pieces import Encode, Marks, Piece, pieces
+from cloister.federated.training.scores import Scores, entity_scores
+from cloister.federated.training.tagger import Tagger, batch_of, filled
 
 E = TypeVar("E")
 Part = tuple[Piece, list[int]]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from cloister.federated.report_blocks import section
-from cloister.federated.report_chart import STYLES, Chart, Line, chart_figure, chart_svg
-from cloister.federated.report_elements import Element, el
-from cloister.federated.report_run import Of, Run, epsilon_points, traffic
-from cloister.federated.report_words import figure, name, short, size
+from cloister.federated.report.blocks import section
+from cloister.federated.report.chart import STYLES, Chart, Line, chart_figure, chart_svg
+from cloister.federated.report.elements import Element, el
+from cloister.federated.report.run import Of, Run, epsilon_points, traffic
+from cloister.federated.report.words import figure, name, short, size
 
 _METRICS: Final[tuple[tuple[str, str, Of, str], ...]] = (
     ("f1", "F1 of the averaged model on held-out data", "scores", "f1"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from cloister.federated.learning import ALONE, Course, Learning
-from cloister.federated.task_settings import SettingsReader
+from cloister.federated.training.learning import ALONE, Course, Learning
+from cloister.federated.training.task_settings import SettingsReader
 from cloister.inference.lowbit.training import has_bfloat16
 
 Precision = Literal["auto", "fp32", "bf16"]

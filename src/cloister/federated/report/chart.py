@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cloister.federated.report_axes import Frame, rounds_named, ticks_around
-from cloister.federated.report_elements import Element, el, inert
-from cloister.federated.report_run import Point
+from cloister.federated.report.axes import Frame, rounds_named, ticks_around
+from cloister.federated.report.elements import Element, el, inert
+from cloister.federated.report.run import Point
 
 STYLES: Final = 8
 """Lines that can be told apart."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from cloister.federated.progress import Begun, Ended, Fact, PartyState, RoundDone, Share, newest_states
-from cloister.federated.report_words import Tone, count, state_words
+from cloister.federated.report.words import Tone, count, state_words
 
 LARGEST: Final = 1e30
 """What a curve can show: a party may send what it likes, and would bend the scale of all others."""

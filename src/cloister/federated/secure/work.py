@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from cloister.errors import FederationError, UpdateRefused
 from cloister.federated.exchange import Request
 from cloister.federated.federation import MILLION, Federation
+from cloister.federated.flower.workshop import Answer
 from cloister.federated.identity import Identity, read_spki
-from cloister.federated.masking import MaskedParty
-from cloister.federated.masking_terms import Terms, read
-from cloister.federated.masking_vectors import MAX_EXAMPLES
-from cloister.federated.secure_memory import Memory
-from cloister.federated.secure_wire import BEGUN, STEPS, Asked, key_digest, pack, threshold, unpack
+from cloister.federated.secure.masks import MaskedParty
+from cloister.federated.secure.memory import Memory
+from cloister.federated.secure.terms import Terms, read
+from cloister.federated.secure.vectors import MAX_EXAMPLES
+from cloister.federated.secure.wire import BEGUN, STEPS, Asked, key_digest, pack, threshold, unpack
 from cloister.federated.tasks import Trained
 from cloister.federated.updates import Arrays, check_update
-from cloister.federated.workshop import Answer
 
 PATIENCE: Final = 30.0
 """Seconds in which the agent hands over the keys of a party that has just come, or come back."""
