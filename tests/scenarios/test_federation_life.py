@@ -24,11 +24,12 @@ import torch
 from cloister.federated.checkpoint import NAME
 from cloister.federated.exchange import Reply, Request
 from cloister.federated.identity import Identity
+from cloister.federated.opening import Places
 from cloister.federated.progress import Begun, Ended, RoundDone
 from cloister.federated.rounds import Kept, Rounds, digest_of
 from cloister.federated.tasks import Opening, find_task
 from cloister.federated.updates import encode_arrays
-from cloister.federated.workload import Places, Workload
+from cloister.federated.workload import Workload
 from cloister.inference.model_files import ModelFiles
 from deployment import CommandFailedError
 from federation import AGGREGATOR, Federation

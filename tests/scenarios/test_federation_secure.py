@@ -23,6 +23,7 @@ from msgspec import structs
 
 from cloister.federated.exchange import Request
 from cloister.federated.identity import Identity
+from cloister.federated.opening import Places
 from cloister.federated.progress import Ended, RoundDone
 from cloister.federated.rounds import digest_of
 from cloister.federated.secure.memory import memory_name
@@ -32,7 +33,7 @@ from cloister.federated.secure.terms import Terms, least_threshold
 from cloister.federated.secure.vectors import mean, weighted
 from cloister.federated.tasks import Opening, find_task
 from cloister.federated.updates import Arrays, decode_arrays, encode_arrays
-from cloister.federated.workload import Places, Workload
+from cloister.federated.workload import Workload
 from cloister.inference.model_files import ModelFiles
 from federation import AGGREGATOR, Federation
 from federation_site import (

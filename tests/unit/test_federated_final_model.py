@@ -19,12 +19,13 @@ from cloister.federated.agreement import AgreedFederation
 from cloister.federated.exchange import Request
 from cloister.federated.final_model import write_model
 from cloister.federated.messages import ModelOrder, TaskOrder, Vouched
+from cloister.federated.opening import Places
 from cloister.federated.progress import RoundDone
 from cloister.federated.provenance import SEALED, FilesStated, RunStated, run_stated, verify_files, verify_run
 from cloister.federated.rounds import digest_of
 from cloister.federated.tasks import Scored, Step, Trained
 from cloister.federated.updates import Arrays, encode_arrays
-from cloister.federated.workload import Places, Workload
+from cloister.federated.workload import Workload
 from cloister.manifest.signed import encode_signed
 from cloister.sealing.access import Access
 from cloister.sealing.check import check_files

@@ -19,13 +19,14 @@ from cloister.federated.flower.run_folder import RunFolder, go_through
 from cloister.federated.identity import Identity
 from cloister.federated.ledger import Ledger, ledger_name
 from cloister.federated.messages import TaskOrder
+from cloister.federated.opening import Places
 from cloister.federated.privacy import Charge, claims_of, spent
 from cloister.federated.progress import Ended, Fact, RoundDone, Share
 from cloister.federated.rounds import Kept, Rounds
 from cloister.federated.tasks import ExamplePrivacy
 from cloister.federated.training.ner import NerTraining
 from cloister.federated.updates import encode_arrays
-from cloister.federated.workload import Places, Workload
+from cloister.federated.workload import Workload
 from cloister.inference.model import find_model
 from cloister.manifest.signed import encode_signed
 from cloister.sealing.key_file import KeyFile

@@ -39,6 +39,7 @@ from cloister.federated.messages import (
     TaskOrder,
     WorkState,
 )
+from cloister.federated.opening import Places
 from cloister.federated.secure.masks import Tried
 from cloister.federated.secure.memory import Memory, memory_name
 from cloister.federated.secure.sum import MaskedSum
@@ -47,7 +48,7 @@ from cloister.federated.secure.wire import BEGUN, STEPS, Asked, key_digest, pack
 from cloister.federated.secure.work import SecureWork
 from cloister.federated.tasks import Trained
 from cloister.federated.updates import encode_arrays
-from cloister.federated.workload import Places, Workload
+from cloister.federated.workload import Workload
 from cloister.inference.model import find_model
 from cloister.manifest.signed import encode_signed
 from cloister.sealing.key_file import KeyFile
@@ -429,7 +430,8 @@ def ordered(
 ) -> Iterator[Callable[..., Workload]]:
     """Workloads of ``north`` that have taken their task."""
     made: list[Workload] = []
-    monkeypatch.setattr(Workload, "_connect", lambda *_: None)
+    node = SimpleNamespace(running=True, renew=lambda _: None, close=lambda: None)
+    monkeypatch.setattr("cloister.federated.workload.PartyNode", lambda *_, **__: node)
     plain = tmp_path / "plain"
     plain.mkdir()
     words = "in\tO\nrome\tB-Place\n\nhe\tO\nwent\tO\n\n"
@@ -505,10 +507,7 @@ def test_a_workload_that_has_nowhere_to_remember_does_not_begin(ordered: Callabl
         ordered(state=None)
 
 
-def test_a_workload_believes_the_keys_of_its_agent_s_newest_word(
-    ordered: Callable[..., Workload], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Workload, "_set_client", lambda *_: None)
+def test_a_workload_believes_the_keys_of_its_agent_s_newest_word(ordered: Callable[..., Workload]) -> None:
     workload = ordered()
     renewal = Renewal(word="word", lease=600, chain=(), bundle=b"", root="", tunnel="", run=RUN, peers={})
     with pytest.raises(FederationError, match="not the agent"):
@@ -605,8 +604,9 @@ class Around:
 @pytest.fixture
 def around(monkeypatch: pytest.MonkeyPatch) -> Around:
     found = Around()
-    monkeypatch.setattr("cloister.federated.agent.connect", found.connect)
-    monkeypatch.setattr("cloister.federated.agent.call", found.call)
+    for module in ("agent", "own_workload"):
+        monkeypatch.setattr(f"cloister.federated.{module}.connect", found.connect)
+        monkeypatch.setattr(f"cloister.federated.{module}.call", found.call)
     monkeypatch.setattr("cloister.federated.agent.show_of", lambda *_: b"")
     monkeypatch.setattr("cloister.federated.agent.PAUSE", 0.01)
     monkeypatch.setattr(Agent, "_show", lambda *_: b"")

@@ -209,8 +209,9 @@ def work(
     from cloister.cli.serving import open_tee, run_server, take_port
     from cloister.federated.configuration import federated_events
     from cloister.federated.identity import Identity
+    from cloister.federated.opening import Places
     from cloister.federated.services import OwnEvidence, memory_folder, workload_service
-    from cloister.federated.workload import Places, Workload
+    from cloister.federated.workload import Workload
 
     machine = open_tee(
         simulated_tee,

@@ -17,13 +17,12 @@ says why. Nothing is retried without a pause, and nothing waits for ever.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -52,10 +51,7 @@ from cloister.federated.messages import (
     IDENTITY,
     MODEL,
     NONCE,
-    RENEWAL,
     SESSIONS,
-    STATE,
-    TASK,
     Admission,
     Admitted,
     Ask,
@@ -64,17 +60,12 @@ from cloister.federated.messages import (
     Done,
     JoinOrder,
     ModelAsked,
-    ModelOrder,
     Named,
-    Renewal,
     Requested,
     Session,
-    TaskOrder,
     Vouched,
-    WorkAsked,
-    WorkState,
-    Written,
 )
+from cloister.federated.own_workload import OwnWorkload
 from cloister.federated.provenance import NAME, Provenance, agreed_chain, verify_files, verify_run
 from cloister.federated.sealed_call import Refused, call
 from cloister.manifest.signed import parse_signed
@@ -83,13 +74,9 @@ from cloister.manifest.storage import write_whole
 PAUSE: Final = 0.5
 """Seconds between two words with the aggregator while the run gathers, and five times that later."""
 RETRY: Final = 2.0
-GRACE: Final = 30
-"""Seconds that a workload may answer beyond the end of its evidence: the aggregator excludes it by itself."""
 MOST_RETRIES: Final = 15
 """The pause before another try grows with their number, to this many times :data:`RETRY`."""
 EVIDENCE_SECONDS: Final = 60.0
-OPEN_SECONDS: Final = 600.0
-"""For a workload to open its model."""
 _log = logging.getLogger("cloister.federated")
 
 
@@ -110,7 +97,7 @@ class Standing:
 class _Joined:
     order: JoinOrder
     agreed: AgreedFederation
-    word: str = field(repr=False, default_factory=lambda: secrets.token_hex(32))
+    workload: OwnWorkload
 
 
 class Agent:
@@ -140,9 +127,6 @@ class Agent:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._checkpoint_key: bytes | None = None
-        self._begun = False
-        self._peers: dict[str, bytes] = {}
-        """The workload keys of parties whose agents were verified, as the workload has them once it has begun."""
 
     def serve_evidence(self, evidence: EvidenceService, loop: asyncio.AbstractEventLoop) -> None:
         """This process's evidence, for its own use."""
@@ -165,7 +149,8 @@ class Agent:
         with self._lock:
             if self._joined is not None:
                 raise FederationError("this agent acts for its party already", todo="start another one")
-            self._joined = _Joined(order, agreed)
+            workload = OwnWorkload(self._workload_url, order, agreed, now=self._now)
+            self._joined = _Joined(order, agreed, workload)
             self._thread = threading.Thread(target=self._act, args=(self._joined,), name="agent", daemon=True)
             self._thread.start()
         return Done()
@@ -183,23 +168,23 @@ class Agent:
             except CloisterError as error:
                 self.standing.error = str(error)
                 _log.error("%s", error)
-                self._hold(joined)
+                joined.workload.hold()
             if self.standing.error:
                 failures += 1
                 self._stop.wait(RETRY * min(failures, MOST_RETRIES))
 
     def _attend(self, joined: _Joined) -> None:
         """From verification to the next one."""
-        agreed, party = joined.agreed, joined.order.party
+        agreed = joined.agreed
         self._say("verifies the aggregator")
         with connect(self._aggregator_url, policy=agreed.aggregator_policies()) as aggregator:
             root = check_aggregator(_material(aggregator), agreed)
             self._say("verifies its workload")
-            with connect(self._workload_url, policy=agreed.workload_policies(party)) as workload:
+            with joined.workload.connect() as workload:
                 nonce = secrets.token_bytes(NONCE)
                 admitted = self._admitted(joined, aggregator, workload, nonce)
                 self._checkpoint_key = admitted.checkpoint_key
-                if self._begun:
+                if joined.workload.begun:
                     self._renew(joined, workload, admitted, root)
                 self._stay(joined, aggregator, workload, admitted, nonce, root)
 
@@ -233,7 +218,7 @@ class Agent:
         root: str,
     ) -> None:
         """Verify others, begin, stay in touch, until it is time to attest anew or the run is over."""
-        agreed, party = joined.agreed, joined.order.party
+        agreed, party, own = joined.agreed, joined.order.party, joined.workload
         federation = agreed.federation
         until = self._clock() + 0.6 * max(1, admitted.until - self._now())
         verified: dict[str, bytes] = {}
@@ -243,7 +228,7 @@ class Agent:
         while not self._stop.is_set() and self._clock() < until:
             attended = call(
                 aggregator, ATTENDANCE,
-                Attendance(token=admitted.token, answers=answers, ready=self._begun, refused=refused), Attended,
+                Attendance(token=admitted.token, answers=answers, ready=own.begun, refused=refused), Attended,
             )  # fmt: skip
             answers = {asked.hex(): self._show(asked) for asked in attended.asked.values()}
             for name, presented in attended.presented.items():
@@ -255,11 +240,12 @@ class Agent:
                     verified[name] = presented.workload_key
                 except CloisterError as error:
                     refused[name] = error.what[:300]
-            self._know(joined, workload, admitted, root, verified, refused)
+            if own.believes(verified, refused) and own.begun:
+                self._renew(joined, workload, admitted, root)
             self.standing.verified = tuple(sorted(verified))
             self.standing.rounds = max(self.standing.rounds, attended.rounds)
             if refused and federation.everyone:
-                told = Attendance(token=admitted.token, answers={}, ready=self._begun, refused=refused)
+                told = Attendance(token=admitted.token, answers={}, ready=own.begun, refused=refused)
                 call(aggregator, ATTENDANCE, told, Attended)
                 raise FederationError(
                     "evidence of other parties does not hold: "
@@ -271,79 +257,23 @@ class Agent:
                 if state in ("admitted", "ready") and name != party
             }
             enough = len(present) + 1 >= federation.minimum
-            if not self._begun and enough and (not federation.everyone or present <= verified.keys()):
-                self._begin(joined, workload, admitted, root)
+            if not own.begun and enough and (not federation.everyone or present <= verified.keys()):
+                self._say("hands the keys to its workload")
+                own.begin(workload, admitted, root=root, tunnel=self._tunnel(admitted))
+                self._say("takes part")
             if attended.failed:
                 raise FederationError(f"the run ended early: {attended.failed}")
             if attended.over:
                 self._finish(joined, aggregator, workload, admitted)
                 return
-            if self._begun:
-                self._watch(joined, workload, attended)
+            if own.begun:
+                own.check(workload)
+                self._say(f"takes part, {attended.rounds} rounds are done")
             self._stop.wait(PAUSE if answers or not attended.started else 4 * PAUSE)
 
-    def _know(
-        self,
-        joined: _Joined,
-        workload: SealedClient,
-        admitted: Admitted,
-        root: str,
-        verified: dict[str, bytes],
-        refused: Iterable[str],
-    ) -> None:
-        """Which keys of other parties' workloads this one may believe: of who was verified, and is not refused since."""
-        peers = self._peers | verified
-        for name in refused:
-            peers.pop(name, None)
-        if peers != self._peers:
-            self._peers = peers
-            if self._begun:
-                self._renew(joined, workload, admitted, root)
-
-    def _begin(self, joined: _Joined, workload: SealedClient, admitted: Admitted, root: str) -> None:
-        self._say("hands the keys to its workload")
-        order = joined.order
-        call(
-            workload, TASK,
-            TaskOrder(
-                federation=order.federation, digest=order.digest, word=joined.word, lease=self._lease(admitted),
-                party=order.party, run=admitted.run, chain=admitted.chain, bundle=admitted.bundle, root=root,
-                tunnel=self._tunnel(admitted), keys=order.keys,
-                signers=order.signers, output=order.output, peers=self._peers,
-            ),
-            Done, seconds=OPEN_SECONDS,
-        )  # fmt: skip
-        self._begun = True
-        self._say("takes part")
-
     def _renew(self, joined: _Joined, workload: SealedClient, admitted: Admitted, root: str) -> None:
-        call(
-            workload, RENEWAL,
-            Renewal(
-                word=joined.word, lease=self._lease(admitted), chain=admitted.chain, bundle=admitted.bundle, root=root,
-                tunnel=self._tunnel(admitted),
-                run=admitted.run, peers=self._peers,
-            ),
-            Done,
-        )  # fmt: skip
+        joined.workload.renew(workload, admitted, root=root, tunnel=self._tunnel(admitted))
         self._say("takes part")
-
-    def _hold(self, joined: _Joined) -> None:
-        """What was verified does not hold any more: the workload answers nobody until it does."""
-        if not self._begun:
-            return
-        with contextlib.suppress(CloisterError):  # it ends by itself when the lease does
-            policies = joined.agreed.workload_policies(joined.order.party)
-            with connect(self._workload_url, policy=policies) as workload:
-                call(workload, STATE, WorkAsked(word=joined.word, hold=True), WorkState)
-
-    def _watch(self, joined: _Joined, workload: SealedClient, attended: Attended) -> None:
-        state = call(workload, STATE, WorkAsked(word=joined.word, hold=False), WorkState)
-        if not state.running:
-            raise FederationError(
-                "the workload's node has ended", todo="it is started again with fresh evidence"
-            )
-        self._say(f"takes part, {attended.rounds} rounds are done")
 
     def _finish(
         self, joined: _Joined, aggregator: SealedClient, workload: SealedClient, admitted: Admitted
@@ -354,18 +284,17 @@ class Agent:
             self._say("has the model written")
             run = call(aggregator, MODEL, ModelAsked(token=admitted.token), Vouched)
             stated = verify_run(run, agreed)
-            written = call(
-                workload, MODEL, ModelOrder(word=joined.word, vouched=run), Written, seconds=OPEN_SECONDS
-            )
-            verify_files(written.vouched, stated, agreed)
+            files = joined.workload.write_model(workload, run)
+            verify_files(files, stated, agreed)
             provenance = Provenance(
                 federation=order.federation[-1],
                 previous=order.federation[:-1],
                 run=run,
-                files=written.vouched,
+                files=files,
             )
             if self._out is not None:
-                write_provenance(self._out, encode_json(provenance))
+                # Beside the model that the workload wrote.
+                write_whole(self._out / NAME, encode_json(provenance), replace=True)
             self.standing.written = True
         self.standing.over = True
         self._say("is done")
@@ -374,10 +303,6 @@ class Agent:
         """Where the workload connects; without a host the aggregator's own."""
         host = httpx2.URL(self._aggregator_url).host
         return f"{host}{admitted.tunnel}" if admitted.tunnel.startswith(":") else admitted.tunnel
-
-    def _lease(self, admitted: Admitted) -> int:
-        """Until this party's own evidence ends; by then everything was verified again, or the workload answers nobody."""
-        return max(1, admitted.until - self._now()) + GRACE
 
     def _show(self, nonce: bytes) -> bytes:
         if self._evidence is None:
@@ -414,11 +339,6 @@ def show_of(url: str, nonce: bytes) -> bytes:
     if response.status_code != 200 or len(response.content) > MAX_BUNDLE:
         raise Refused(f"{url} shows no evidence: status {response.status_code}")
     return response.content
-
-
-def write_provenance(folder: Path, data: bytes) -> None:
-    """Beside the model that the workload wrote. Raises UsageError."""
-    write_whole(folder / NAME, data, replace=True)
 
 
 def _material(client: SealedClient) -> KeyMaterial:

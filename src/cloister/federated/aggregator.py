@@ -7,12 +7,10 @@ run begins when everybody is ready, or after ``gather`` seconds with those who a
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import secrets
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -20,22 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx2
 from msgspec import structs
 
 from cloister.broker.audit import measurements_digest
 from cloister.broker.mesh_tls import demanding
-from cloister.channel.evidence_service import EvidenceService
 from cloister.channel.tls_context import server_side, swapping
 from cloister.encoding import encode_json
 from cloister.errors import CloisterError, FederationError
-from cloister.evidence.bundle import encode_bundle
 from cloister.federated.admission import Verified, verify_admission
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.checkpoint import NAME, newest_checkpoint
-from cloister.federated.flower.processes import HOST, SuperLink
+from cloister.federated.flower.processes import SuperLink
 from cloister.federated.flower.run_folder import FOLDER, RunFolder, RunOrder
-from cloister.federated.identity import Identity
 from cloister.federated.mesh import FederationMesh, encoded
 from cloister.federated.messages import (
     KEY_SIZE,
@@ -46,16 +40,14 @@ from cloister.federated.messages import (
     Attended,
     ModelAsked,
     Session,
-    Vouched,
 )
 from cloister.federated.progress import Fact, PartyState, RoundDone, State, newest_states
-from cloister.federated.provenance import STATEMENT, nonce_of, run_stated
+from cloister.federated.provenance import run_stated
 from cloister.federated.relay import Relay, admitted_party
 from cloister.federated.roster import Member, Roster
 from cloister.federated.serving import ThreadedServer, peer_certificate
 
 PAUSE: Final = 0.2
-EVIDENCE_SECONDS: Final = 60.0
 MAX_REFUSALS: Final = 100
 """Of admissions in one party's name, that are told as facts."""
 RENEW_TLS: Final = 1800.0
@@ -122,11 +114,7 @@ class Aggregator:
         self._failed = ""
         self._simulated = False
         self._over = threading.Event()
-        client = httpx2.AsyncClient(
-            base_url=f"https://{HOST}:{self._superlink.port}", verify=_trusting(self._superlink.certificate),
-            limits=httpx2.Limits(max_connections=256),
-        )  # fmt: skip
-        self.relay = Relay(client, check=self._admit_request)
+        self.relay = Relay(self._superlink.client(), check=self._admit_request)
         self._tls = mesh.server(now=now())
         context = swapping(demanding(server_side()), lambda: self._tls)
         self._server = ThreadedServer(self.relay, tunnel, context, name="federation-tunnel")
@@ -339,20 +327,3 @@ class Aggregator:
         with self._lock:
             self._said[party] = fact
             self._folder.tell_of_party(fact)
-
-
-def vouch(
-    identity: Identity, evidence: EvidenceService, loop: asyncio.AbstractEventLoop, statement: bytes
-) -> Vouched:
-    """``statement``, signed, with this process's evidence over its digest. For a thread beside the loop."""
-    future = asyncio.run_coroutine_threadsafe(evidence.evidence(nonce_of(statement)), loop)
-    return Vouched(
-        statement=statement, evidence=encode_bundle(future.result(EVIDENCE_SECONDS)), key=identity.spki,
-        signature=identity.sign(STATEMENT, statement),
-    )  # fmt: skip
-
-
-def _trusting(pem: bytes) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=pem.decode("ascii"))
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context

@@ -18,8 +18,9 @@ from msgspec import structs
 from cloister.encoding import encode_json
 from cloister.errors import FederationError, UsageError
 from cloister.federated.messages import ModelOrder, Vouched, Written
+from cloister.federated.opening import GivenKeys
 from cloister.federated.provenance import SEALED, FilesStated, verify_run
-from cloister.federated.workload import GivenKeys, Workload
+from cloister.federated.workload import Workload
 from cloister.sealing.seal import seal_directory
 from cloister.sealing.signing import SigningKey
 

@@ -9,9 +9,9 @@ from cloister.attester.launch import this_program
 from cloister.encoding import from_hex
 from cloister.errors import FederationError
 from cloister.federated.agreement import AgreedFederation
+from cloister.federated.opening import open_model
 from cloister.federated.tasks import Opening, find_task
 from cloister.federated.updates import encode_arrays
-from cloister.federated.workload import open_model
 from cloister.sealing import KeySource
 
 

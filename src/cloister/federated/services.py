@@ -25,9 +25,10 @@ from cloister.channel.evidence_service import EvidenceService
 from cloister.channel.keyring import KeyRing
 from cloister.channel.middleware import SealedGateway
 from cloister.errors import FederationError
+from cloister.evidence.bundle import encode_bundle
 from cloister.evidence.key_material import BrokerIdentity
-from cloister.federated.agent import Agent
-from cloister.federated.aggregator import Aggregator, vouch
+from cloister.federated.agent import EVIDENCE_SECONDS, Agent
+from cloister.federated.aggregator import Aggregator
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.final_model import write_model
 from cloister.federated.identity import Identity
@@ -70,6 +71,7 @@ from cloister.federated.messages import (
 )
 from cloister.federated.party_words import accept_word
 from cloister.federated.progress import encode_fact
+from cloister.federated.provenance import STATEMENT, nonce_of
 from cloister.federated.sealed_call import Endpoint, sealed_service
 from cloister.federated.workload import Workload
 from cloister.manifest.signed import parse_signed
@@ -96,7 +98,7 @@ class OwnEvidence:
         """A statement, signed, with evidence. For threads beside the server's loop. Raises FederationError."""
         if not self._there.wait(30) or self._found is None:
             raise FederationError("this process does not serve yet")
-        return vouch(self.identity, *self._found, statement)
+        return _vouched(self.identity, *self._found, statement)
 
 
 def aggregator_service(
@@ -218,3 +220,14 @@ class _Viewers:
             known = any(hmac.compare_digest(one.encode(), token.encode()) for one in self._tokens)
         if not known:
             raise FederationError("this token is nobody's", todo="ask again with the party's key")
+
+
+def _vouched(
+    identity: Identity, evidence: EvidenceService, loop: asyncio.AbstractEventLoop, statement: bytes
+) -> Vouched:
+    """``statement``, signed, with this process's evidence over its digest. For a thread beside the loop."""
+    future = asyncio.run_coroutine_threadsafe(evidence.evidence(nonce_of(statement)), loop)
+    return Vouched(
+        statement=statement, evidence=encode_bundle(future.result(EVIDENCE_SECONDS)), key=identity.spki,
+        signature=identity.sign(STATEMENT, statement),
+    )  # fmt: skip

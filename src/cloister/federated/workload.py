@@ -12,79 +12,32 @@ import hashlib
 import hmac
 import importlib
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Final, Literal, cast
-
-import httpx2
+from typing import Final
 
 from cloister.attester.launch import this_program
 from cloister.broker.mesh_request import make_request
-from cloister.channel.tls_context import server_side
-from cloister.encoding import from_hex
-from cloister.errors import FederationError, KeyUnavailable, UpdateRefused, UsageError
+from cloister.errors import FederationError, UpdateRefused
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.exchange import Request
-from cloister.federated.federation import MILLION, Privacy
 from cloister.federated.flower.app import app_digest
-from cloister.federated.flower.processes import HOST, Loopback, SuperNode
-from cloister.federated.flower.workshop import SOCKET, Answer, Workshop
+from cloister.federated.flower.node import PartyNode
+from cloister.federated.flower.workshop import Answer
 from cloister.federated.identity import Identity
-from cloister.federated.ledger import Ledger
-from cloister.federated.mesh import party_context
 from cloister.federated.messages import Done, Named, Renewal, Requested, TaskOrder, WorkAsked, WorkState
+from cloister.federated.opening import Places, open_secure, open_task
 from cloister.federated.provenance import FilesStated, agreed_chain
-from cloister.federated.relay import Relay, own_bundle, own_node
 from cloister.federated.rounds import digest_of
-from cloister.federated.secure.memory import Memory
 from cloister.federated.secure.wire import STEPS
 from cloister.federated.secure.work import SecureWork
-from cloister.federated.serving import ThreadedServer, listen
-from cloister.federated.tasks import ExamplePrivacy, Opening, Trained, Training, find_task
+from cloister.federated.tasks import Trained, Training
 from cloister.federated.updates import Arrays, decode_arrays, encode_arrays
-from cloister.inference.model import OpenedModel, find_model
-from cloister.sealing import KeySource
-from cloister.sealing.access import Access
-from cloister.sealing.opening import open as open_sealed
 
 MAX_MODEL: Final = 32 << 30
 _log = logging.getLogger("cloister.federated")
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where a workload finds things. ``data`` and ``model`` are on the host's disk, sealed or, the model, plain."""
-
-    memory: Path
-    """A private folder in memory, empty, that ends with the process."""
-    data: Path
-    model: Path
-    state: Path | None = None
-    """Where the ledger of spent privacy lies, and what secure aggregation remembers, sealed. It outlives the process."""
-
-
-class GivenKeys:
-    """The keys of an order: a :class:`~cloister.sealing.KeySource`."""
-
-    def __init__(self, keys: dict[str, bytes]) -> None:
-        self._keys = keys
-
-    def __repr__(self) -> str:
-        return f"GivenKeys({', '.join(sorted(self._keys))})"
-
-    def key(self, uri: str) -> bytes:
-        found = self._keys.get(uri)
-        if found is None:
-            raise KeyUnavailable(
-                f"the agent gave no key at {uri}",
-                todo="hand it to the agent with `cloister federation join --data-key`",
-            )
-        return found
 
 
 class Workload:
@@ -116,11 +69,7 @@ class Workload:
         self._held: tuple[str, Arrays] | None = None
         """The newest model, and its digest."""
         self._rounds = 0
-        self._relay: Relay | None = None
-        self._root = ""
-        """Of the aggregator's mesh: another one's is another aggregator."""
-        self._node: SuperNode | None = None
-        self._restart: Callable[[], None] = lambda: None
+        self._node: PartyNode | None = None
         self._run = ""
 
     def warm_up(self) -> None:
@@ -160,12 +109,16 @@ class Workload:
                     todo="install the version that they signed",
                 )
             with ExitStack() as undo:
-                self.training = self._opened(agreed, order, undo)
-                self._secure = self._hidden(agreed, order, undo) if federation.aggregation.secure else None
-                self.order, self.agreed = order, agreed
-                self.leased = self._clock() + order.lease
                 undo.callback(self._forget)
-                self._connect(order, undo)
+                self.training = open_task(self._places, agreed, order, undo)
+                if federation.aggregation.secure:
+                    self._secure = open_secure(self._places, agreed, order, self.identity, undo)
+                self.order, self.agreed, self._run = order, agreed, order.run
+                self.leased = self._clock() + order.lease
+                self._node = PartyNode(
+                    self.identity, self._places.memory, self.work, order, digest=agreed.digest, now=self._now
+                )
+                undo.callback(self._node.close)
                 self._undo = undo.pop_all()
         return Done()
 
@@ -177,11 +130,8 @@ class Workload:
             self.leased = self._clock() + renewal.lease
             if self._secure is not None:
                 self._secure.know(renewal.peers)
-            self._set_client(renewal.chain, renewal.bundle, renewal.root, renewal.tunnel)
-            if renewal.root != self._root or self._node is None or not self._node.running:
-                # Another aggregator does not know this node's number, and Flower's node ends when it hears that.
-                self._root = renewal.root
-                self._restart()
+            if self._node is not None:
+                self._node.renew(renewal)
         return Done()
 
     def state(self, asked: WorkAsked) -> WorkState:
@@ -266,126 +216,5 @@ class Workload:
             raise FederationError("this is not the agent that gave the task")
         return self.order
 
-    def _opened(self, agreed: AgreedFederation, order: TaskOrder, undo: ExitStack) -> Training:
-        federation = agreed.federation
-        signers = frozenset(from_hex(one, 32, what="an index signer") for one in order.signers)
-        keys = GivenKeys(order.keys)
-        opened = open_model(self._places.model, federation.task.model, signers, keys)
-        undo.callback(opened.discard)
-        undo.callback(opened.files.close)
-        access = Access(keys=keys, signers=signers)
-        places = self._places
-
-        def read(name: str) -> BinaryIO:
-            return cast("BinaryIO", open_sealed(places.data / name, "rb", access=access))
-
-        privacy = _example_privacy(federation.privacy)
-        ledger = None if privacy is None else self._ledger(agreed, order, privacy, undo)
-        opening = Opening(
-            model=opened.files, settings=federation.task.settings, read=read,
-            proximal=federation.aggregation.proximal_ppm / MILLION, privacy=privacy,
-            spend=None if ledger is None else ledger.spend,
-        )  # fmt: skip
-        training = find_task(federation.task.plugin)(opening)
-        opened.confirm()
-        return training
-
-    def _hidden(self, agreed: AgreedFederation, order: TaskOrder, undo: ExitStack) -> SecureWork:
-        if self._places.state is None:
-            raise UsageError(
-                "this workload was not told where to keep in which rounds its update was hidden",
-                todo="start it with --state, always with the same folder",
-            )
-        memory = Memory(
-            self._places.state, first=order.digest, party=order.party, keys=GivenKeys(order.keys), key_uri=order.output
-        )  # fmt: skip
-        undo.callback(memory.close)
-        secure = SecureWork(agreed.federation, order.party, self.identity, memory)
-        secure.know(order.peers)
-        return secure
-
-    def _ledger(
-        self, agreed: AgreedFederation, order: TaskOrder, privacy: ExamplePrivacy, undo: ExitStack
-    ) -> Ledger:
-        if self._places.state is None:
-            raise UsageError(
-                "this workload was not told where to keep what privacy it spends",
-                todo="start it with --state, always with the same folder",
-            )
-        ledger = Ledger(
-            self._places.state, first=order.digest, version=agreed.digest, party=order.party, privacy=privacy,
-            keys=GivenKeys(order.keys), key_uri=order.output,
-        )  # fmt: skip
-        undo.callback(ledger.close)
-        _log.info("privacy: epsilon %.4g of %.6g is spent so far", ledger.spent(), privacy.epsilon)
-        return ledger
-
-    def _connect(self, order: TaskOrder, undo: ExitStack) -> None:
-        """The workshop, the relay and Flower's node, from inside out."""
-        place = self._places.memory / "flower"
-        place.mkdir(mode=0o700)
-        path = place / "workshop"
-        undo.callback(Workshop(path, self.work).close)
-        self._run = order.run
-        self._set_client(order.chain, order.bundle, order.root, order.tunnel)
-        assert self._relay is not None  # noqa: S101 -- the line above
-        loopback = Loopback.make(place)
-        context = server_side()
-        context.load_cert_chain(loopback.certificate, loopback.key)
-        server = ThreadedServer(self._relay, listen(HOST, 0), context, name="federation-relay")
-        undo.callback(server.close)
-
-        def restart() -> None:
-            self._end_node()
-            self._node = SuperNode(
-                Path(tempfile.mkdtemp(prefix="node-", dir=place)), forward=server.port, root=loopback.certificate,
-                key=self.identity.openssh(), environment={SOCKET: str(path)},
-            )  # fmt: skip
-
-        self._root, self._restart = order.root, restart
-        undo.callback(self._end_node)
-        restart()
-
-    def _end_node(self) -> None:
-        if self._node is not None:
-            self._node.close()
-
-    def _set_client(self, chain: tuple[bytes, ...], bundle: bytes, root: str, tunnel: str) -> None:
-        assert self.agreed is not None  # noqa: S101 -- who has a task has one
-        digest = self.agreed.digest
-        context, name = party_context(
-            bundle, chain, self.identity.key, root=root, digest=digest, now=self._now()
-        )
-        client = httpx2.AsyncClient(
-            base_url=f"https://{tunnel}", verify=context, limits=httpx2.Limits(max_connections=32)
-        )
-        if self._relay is None:
-            spki = self.identity.spki
-            self._relay = Relay(
-                client, check=lambda scope: own_node(scope, spki), check_answer=own_bundle(app_digest()), name=name
-            )  # fmt: skip
-        else:
-            self._relay.use(client)
-
     def _forget(self) -> None:
         self.order = self.agreed = self.training = self._secure = self._node = None
-
-
-def open_model(path: Path, digest: str, signers: frozenset[bytes], keys: KeySource | None) -> OpenedModel:
-    """The model that the parties agreed on. Raises FederationError for another one, and what opening raises."""
-    model = find_model(path, signers=signers)
-    if model.digest.hex() != digest:
-        raise FederationError(
-            f"{path} is not the model that the parties agreed on",
-            todo=f"its digest is {model.digest.hex()}, and they signed {digest}",
-        )
-    return model.open(keys)
-
-
-def _example_privacy(privacy: Literal["none"] | Privacy) -> ExamplePrivacy | None:
-    if not isinstance(privacy, Privacy) or privacy.of != "examples":
-        return None
-    return ExamplePrivacy(
-        noise=privacy.noise_ppm / MILLION, clip=privacy.clip_ppm / MILLION, delta=1 / privacy.delta_inverse,
-        epsilon=privacy.epsilon_ppm / MILLION,
-    )  # fmt: skip

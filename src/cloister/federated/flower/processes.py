@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import httpx2
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
@@ -121,10 +123,12 @@ class SuperLink:
             self.close()
             raise
 
-    @property
-    def certificate(self) -> bytes:
-        """PEM: the one that its connections show."""
-        return self._loopback.certificate.read_bytes()
+    def client(self) -> httpx2.AsyncClient:
+        """For what is passed on to it."""
+        context = ssl.create_default_context(cadata=self._loopback.certificate.read_text("ascii"))
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        limits = httpx2.Limits(max_connections=256)
+        return httpx2.AsyncClient(base_url=f"https://{HOST}:{self.port}", verify=context, limits=limits)
 
     def register(self, spki: bytes) -> int:
         """The node's number for the SuperNode with this key (DER), which was read out of evidence."""

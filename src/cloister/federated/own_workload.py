@@ -1,0 +1,116 @@
+"""An agent's word with its party's workload: the task, certificates, whom to believe, and the model at the end.
+
+What is said first decides whose the workload is; every later order shows the word that came with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from cloister.channel.transport import SealedClient, connect
+from cloister.errors import CloisterError, FederationError
+from cloister.federated.agreement import AgreedFederation
+from cloister.federated.messages import (
+    MODEL,
+    RENEWAL,
+    STATE,
+    TASK,
+    Admitted,
+    Done,
+    JoinOrder,
+    ModelOrder,
+    Renewal,
+    TaskOrder,
+    Vouched,
+    WorkAsked,
+    WorkState,
+    Written,
+)
+from cloister.federated.sealed_call import call
+
+GRACE: Final = 30
+"""Seconds that a workload may answer beyond the end of its evidence: the aggregator excludes it by itself."""
+OPEN_SECONDS: Final = 600.0
+"""For a workload to open its model, and to write it."""
+
+
+class OwnWorkload:
+    """One party's. ``client`` is always a connection to it whose evidence was verified for this purpose just before."""
+
+    def __init__(
+        self, url: str, order: JoinOrder, agreed: AgreedFederation, *, now: Callable[[], int]
+    ) -> None:
+        self.url = url
+        self.begun = False
+        self._order = order
+        self._agreed = agreed
+        self._now = now
+        self._word = secrets.token_hex(32)
+        self._peers: dict[str, bytes] = {}
+        """The workload keys of parties whose agents were verified, as the workload has them once it has begun."""
+
+    def connect(self) -> SealedClient:
+        """Verified. Raises what verification raises, and NetworkError."""
+        return connect(self.url, policy=self._agreed.workload_policies(self._order.party))
+
+    def begin(self, client: SealedClient, admitted: Admitted, *, root: str, tunnel: str) -> None:
+        """Hand over the keys."""
+        order = self._order
+        task = TaskOrder(
+            federation=order.federation, digest=order.digest, word=self._word, lease=self._lease(admitted),
+            party=order.party, run=admitted.run, chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=tunnel,
+            keys=order.keys, signers=order.signers, output=order.output, peers=self._peers,
+        )  # fmt: skip
+        call(client, TASK, task, Done, seconds=OPEN_SECONDS)
+        self.begun = True
+
+    def renew(self, client: SealedClient, admitted: Admitted, *, root: str, tunnel: str) -> None:
+        """The next certificate, and time until the next verification."""
+        renewal = Renewal(
+            word=self._word, lease=self._lease(admitted), chain=admitted.chain, bundle=admitted.bundle, root=root,
+            tunnel=tunnel, run=admitted.run, peers=self._peers,
+        )  # fmt: skip
+        call(client, RENEWAL, renewal, Done)
+
+    def believes(self, verified: Mapping[str, bytes], refused: Iterable[str]) -> bool:
+        """Which keys of other parties' workloads it may believe: of who was verified, and is not refused since.
+
+        Whether these are others than before.
+        """
+        peers = self._peers | dict(verified)
+        for name in refused:
+            peers.pop(name, None)
+        changed = peers != self._peers
+        self._peers = peers
+        return changed
+
+    def hold(self) -> None:
+        """What was verified does not hold any more: it answers nobody until it does."""
+        if not self.begun:
+            return
+        with (
+            contextlib.suppress(CloisterError),
+            self.connect() as client,
+        ):  # it ends by itself when the lease does
+            call(client, STATE, WorkAsked(word=self._word, hold=True), WorkState)
+
+    def check(self, client: SealedClient) -> None:
+        """Raises FederationError where Flower's node there has ended."""
+        state = call(client, STATE, WorkAsked(word=self._word, hold=False), WorkState)
+        if not state.running:
+            raise FederationError(
+                "the workload's node has ended", todo="it is started again with fresh evidence"
+            )
+
+    def write_model(self, client: SealedClient, run: Vouched) -> Vouched:
+        """Its statement of the model that it wrote."""
+        return call(
+            client, MODEL, ModelOrder(word=self._word, vouched=run), Written, seconds=OPEN_SECONDS
+        ).vouched
+
+    def _lease(self, admitted: Admitted) -> int:
+        """Until this party's own evidence ends; by then everything was verified again, or the workload answers nobody."""
+        return max(1, admitted.until - self._now()) + GRACE
