@@ -289,7 +289,7 @@ def test_it_is_written_down_before_a_vector_or_a_share_is_sent(
 
     aggregator = Aggregator(room).until("masked")
     north = room.parties["north"]
-    monkeypatch.setattr("cloister.federated.secure.memory.write_whole", full)
+    monkeypatch.setattr("cloister.federated.sealed_record.write_whole", full)
     with pytest.raises(UsageError, match="disk is full"):
         says(north, "masked", aggregator.told["north"])
     monkeypatch.undo()
@@ -298,7 +298,7 @@ def test_it_is_written_down_before_a_vector_or_a_share_is_sent(
     tried = north.memory.before(RUN, 1)
     assert tried is not None
     assert tried.opened == ()
-    monkeypatch.setattr("cloister.federated.secure.memory.write_whole", full)
+    monkeypatch.setattr("cloister.federated.sealed_record.write_whole", full)
     with pytest.raises(UsageError, match="disk is full"):
         says(north, "reveal", aggregator.told["north"])
     monkeypatch.undo()

@@ -8,21 +8,18 @@ round that agents have seen.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from cloister.encoding import Record, decode_json, encode_json
-from cloister.errors import CloisterError, FederationError, FormatError, UsageError
+from cloister.errors import CloisterError, FederationError, FormatError
 from cloister.federated.progress import Fact, decode_facts, encode_fact
 from cloister.federated.rounds import Kept
+from cloister.federated.sealed_record import read_sealed, write_sealed
 from cloister.federated.updates import decode_arrays, encode_arrays
-from cloister.manifest.storage import write_whole
 from cloister.sealing.key_file import KeyFile
-from cloister.sealing.reader import SealedReader
-from cloister.sealing.writer import SealedWriter
 
 NAME: Final = "checkpoint.sealed"
 MAX_HEAD: Final = 64 * 1024
@@ -69,11 +66,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, federation: str, k
             model=len(model), state=len(state), facts=len(facts),
         )
     )  # fmt: skip
-    out = io.BytesIO()
-    with SealedWriter(out, key_uri=key_uri(federation), kek=key, name=NAME) as writer:
-        for part in (len(head).to_bytes(_LENGTH, "big"), head, model, state, facts):
-            writer.write(part)
-    write_whole(folder / NAME, out.getvalue(), replace=True)
+    parts = (len(head).to_bytes(_LENGTH, "big"), head, model, state, facts)
+    write_sealed(folder / NAME, parts, key_uri=key_uri(federation), kek=key)
 
 
 def newest_checkpoint(
@@ -111,15 +105,9 @@ def newest_checkpoint(
 
 def read_checkpoint(folder: Path, *, federation: str, key: bytes) -> Checkpoint | None:
     """The checkpoint in ``folder``, None where there is none. Raises FederationError, and the errors of sealing."""
-    path = folder / NAME
-    if not path.exists():
+    data = read_sealed(folder / NAME, KeyFile(key, key_uri(federation)), limit=MAX_CHECKPOINT)
+    if data is None:
         return None
-    try:
-        with path.open("rb") as file:
-            reader = SealedReader(file, KeyFile(key, key_uri(federation)), name=NAME)
-            data = reader.read(0, min(reader.size, MAX_CHECKPOINT))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})") from None
     length = int.from_bytes(data[:_LENGTH], "big")
     if length > MAX_HEAD:
         raise FormatError(f"{NAME} has no head")

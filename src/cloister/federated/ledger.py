@@ -11,8 +11,6 @@ That its host laid an older file in its place, or none, no file can tell. The ag
 
 from __future__ import annotations
 
-import fcntl
-import io
 import os
 import threading
 from pathlib import Path
@@ -21,14 +19,12 @@ from typing import Final, Literal
 import msgspec
 from msgspec import structs
 
-from cloister.encoding import Record, decode_json, labelled_hash
-from cloister.errors import FederationError, FormatError, UsageError
+from cloister.encoding import Record, labelled_hash
+from cloister.errors import FederationError
 from cloister.federated.privacy import Charge, keyed_source, require_within, spent
+from cloister.federated.sealed_record import SealedRecord
 from cloister.federated.tasks import ExamplePrivacy, Spending
-from cloister.manifest.storage import write_whole
 from cloister.sealing import KeySource
-from cloister.sealing.reader import SealedReader
-from cloister.sealing.writer import SealedWriter
 
 MAX_ENTRIES: Final = 100_000
 MAX_LEDGER: Final = 32 << 20
@@ -74,27 +70,23 @@ class Ledger:
 
         Raises UsageError where ``folder`` cannot be used, FederationError, and the errors of sealing.
         """
-        self._name = ledger_name(first, party)
-        self._folder = folder
         self._version = version
         self._privacy = privacy
-        self._kek, self._key_uri = keys.key(key_uri), key_uri
         self._lock = threading.Lock()
-        self._held = _hold(folder, self._name)
+        path = folder / ledger_name(first, party)
+        self._kept = SealedRecord(path, _Book, keys=keys, key_uri=key_uri, limit=MAX_LEDGER, user="workload")
         try:
-            self._book = self._read(keys, first, party)
+            self._book = self._open(first, party)
         except BaseException:
             self.close()
             raise
 
     def __repr__(self) -> str:
-        return f"Ledger({self._name!r})"
+        return f"Ledger({self._kept.name!r})"
 
     def close(self) -> None:
         """Let another process have it. Again it does nothing."""
-        if self._held >= 0:
-            os.close(self._held)
-            self._held = -1
+        self._kept.close()
 
     def spent(self) -> float:
         """Epsilon of all that is written down."""
@@ -111,55 +103,19 @@ class Ledger:
             require_within(epsilon, self._privacy.epsilon, what="this round")
             if len(before) == len(entries):
                 if len(entries) >= MAX_ENTRIES:
-                    raise FederationError(f"{self._name} has {len(entries)} charges, and takes no more")
-                self._write(
-                    structs.replace(self._book, entries=(*entries, _Entry(round=place, charge=charge)))
-                )
+                    raise FederationError(f"{self._kept.name} has {len(entries)} charges, and takes no more")
+                entry = _Entry(round=place, charge=charge)
+                self._book = self._kept.write(structs.replace(self._book, entries=(*entries, entry)))
             return Spending(before, keyed_source(self._book.secret, place))
 
-    def _read(self, keys: KeySource, first: str, party: str) -> _Book:
-        try:
-            with (self._folder / self._name).open("rb") as file:
-                reader = SealedReader(file, keys, name=self._name)
-                if reader.size > MAX_LEDGER:
-                    raise FormatError(f"{self._name} has over {MAX_LEDGER} bytes")
-                data = reader.read(0, reader.size)
-        except FileNotFoundError:
-            return self._write(
-                _Book(federation=first, party=party, secret=os.urandom(SECRET_SIZE), entries=())
-            )
-        except OSError as error:
-            raise UsageError(f"{self._folder / self._name} cannot be read ({error.strerror})") from None
-        book = decode_json(data, _Book, what=self._name, limit=MAX_LEDGER)
+    def _open(self, first: str, party: str) -> _Book:
+        book = self._kept.read()
+        if book is None:
+            secret = os.urandom(SECRET_SIZE)
+            return self._kept.write(_Book(federation=first, party=party, secret=secret, entries=()))
         if (book.federation, book.party) != (first, party) or len(book.secret) != SECRET_SIZE:
             raise FederationError(
-                f"{self._name} is the ledger of another party or federation",
+                f"{self._kept.name} is the ledger of another party or federation",
                 todo="give back the one that was there; without it nobody knows what was spent",
             )
         return book
-
-    def _write(self, book: _Book) -> _Book:
-        """Only what is on the disk counts as written down."""
-        if self._held < 0:
-            raise UsageError(f"{self._name} is closed")
-        out = io.BytesIO()
-        with SealedWriter(out, key_uri=self._key_uri, kek=self._kek, name=self._name) as writer:
-            writer.write(msgspec.json.encode(book))
-        write_whole(self._folder / self._name, out.getvalue(), replace=True)
-        self._book = book
-        return book
-
-
-def _hold(folder: Path, name: str) -> int:
-    """A lock, as a descriptor. Raises UsageError."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be used ({error.strerror})", todo="check --state") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise UsageError(f"another workload uses {folder / name}", todo="stop it first") from None
-    return descriptor
