@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cloister.errors import CloisterError, FederationError, StaleNonce
+from cloister.encoding import b64url_decode, b64url_encode
+from cloister.errors import FederationError, StaleNonce
 from cloister.federated.messages import NONCE, TOKEN_SIZE
-from cloister.federated.roster import MAX_SESSIONS, SESSION_SECONDS, Member, Roster
+from cloister.federated.roster import Member, Roster
+from cloister.federated.sessions import MAX_USED, SALT, SESSION_SECONDS, Sessions
 from federation_parts import NAMES, identity
 
 HOUR = 3600.0
 
 
-def roster(*, everyone: bool = True) -> Roster:
-    return Roster(NAMES, everyone=everyone, entropy=random.Random(7).randbytes)
+def roster(*, everyone: bool = True, seed: int = 7) -> Roster:
+    return Roster(NAMES, everyone=everyone, entropy=random.Random(seed).randbytes)
 
 
 def member(party: str, *, until: float = HOUR, workload: str = "", mark: int = 0) -> Member:
@@ -41,41 +43,60 @@ def test_a_session_is_a_partys_own_fresh_and_used_once() -> None:
     (first, nonce), (second, other) = (found.open_session("north", now=0.0) for _ in range(2))
     assert first != second
     assert nonce != other
-    assert (len(first), len(nonce)) == (2 * TOKEN_SIZE, NONCE)
-    assert found.take_session(first, now=1.0) == ("north", nonce)
-    with pytest.raises(StaleNonce, match="no such session"):
-        found.take_session(first, now=1.0)  # replayed
-    assert found.take_session(second, now=SESSION_SECONDS) == ("north", other)
+    assert len(nonce) == NONCE
+    assert found.session(first, now=1.0) == ("north", nonce)
+    assert found.session(first, now=1.0) == ("north", nonce)  # until somebody was admitted in it
+    found.use_session(first, now=1.0)
+    for replayed in (found.session, found.use_session):
+        with pytest.raises(StaleNonce, match="no such session"):
+            replayed(first, now=1.0)
+    assert found.session(second, now=SESSION_SECONDS) == ("north", other)
 
 
 @pytest.mark.parametrize(
-    ("name", "after", "error"),
+    ("change", "after"),
     [
-        pytest.param("", 0.0, StaleNonce, id="without a name"),
-        pytest.param("00" * TOKEN_SIZE, 0.0, StaleNonce, id="of nobody"),
-        pytest.param(None, SESSION_SECONDS + 0.1, StaleNonce, id="over"),
+        pytest.param(lambda _: "", 0.0, id="without a name"),
+        pytest.param(lambda _: "00" * TOKEN_SIZE, 0.0, id="of nobody"),
+        pytest.param(lambda name: name, SESSION_SECONDS + 0.1, id="over"),
+        pytest.param(lambda name: name + "A" * 4000, 0.0, id="too long"),
+        pytest.param(lambda _: roster(seed=8).open_session("north", now=0.0)[0], 0.0, id="of another aggregator"),
+        pytest.param(
+            lambda name: b64url_encode(b64url_decode(name, what="it").replace(b"north", b"south")), 0.0,
+            id="of another party",
+        ),
+        pytest.param(
+            lambda name: b64url_encode(b"\xff" * 8 + b64url_decode(name, what="it")[8:]), 0.0, id="made to last"
+        ),
     ],
-)
-def test_a_session_that_is_none_any_more_is_refused(
-    name: str | None, after: float, error: type[CloisterError]
-) -> None:
+)  # fmt: skip
+def test_a_session_that_is_none_any_more_is_refused(change: Callable[[str], str], after: float) -> None:
     found = roster()
     session, _ = found.open_session("north", now=0.0)
-    with pytest.raises(error):
-        found.take_session(session if name is None else name, now=after)
+    for use in (found.session, found.use_session):
+        with pytest.raises(StaleNonce):
+            use(change(session), now=after)
 
 
-def test_a_flood_of_sessions_is_bounded_and_costs_other_parties_nothing() -> None:
+def test_a_flood_of_sessions_in_a_partys_name_keeps_nobody_out_not_even_that_party() -> None:
     found = roster()
-    own, nonce = found.open_session("south", now=0.0)
-    flood = [found.open_session("north", now=0.0)[0] for _ in range(1000)]
-    assert len(found._sessions) == MAX_SESSIONS + 1
-    assert found.take_session(own, now=1.0) == ("south", nonce)
-    assert [found.take_session(name, now=1.0)[0] for name in flood[-MAX_SESSIONS:]] == [
-        "north"
-    ] * MAX_SESSIONS
+    own, nonce = found.open_session("north", now=0.0)
+    for _ in range(1000):
+        found.open_session("north", now=0.0)
+    assert found.session(own, now=1.0) == ("north", nonce)
+
+
+def test_used_sessions_are_forgotten_when_they_would_have_ended_and_never_before() -> None:
+    found = Sessions(bytes(32))
+    names = [found.open("north", number.to_bytes(SALT, "big"), now=0.0)[0] for number in range(MAX_USED + 1)]
+    for name in names[:MAX_USED]:
+        found.use(name, now=1.0)
+    with pytest.raises(FederationError, match="too many admissions"):
+        found.use(names[MAX_USED], now=2.0)
+    later, _ = found.open("north", bytes(SALT), now=100.0)
+    found.use(later, now=100.0)
     with pytest.raises(StaleNonce):
-        found.take_session(flood[-MAX_SESSIONS - 1], now=1.0)
+        found.use(later, now=101.0)
 
 
 def test_who_is_no_party_gets_no_session_and_is_not_admitted() -> None:
@@ -171,7 +192,7 @@ def test_who_left_does_not_come_back_by_session_token_or_evidence() -> None:
     assert found.states()["north"] == "left"
     for attempt in (
         lambda: found.open_session("north", now=0.0),
-        lambda: found.take_session(session, now=0.0),
+        lambda: found.session(session, now=0.0),
         lambda: found.admit(member("north")),
         lambda: found.leave("north"),
     ):
@@ -313,7 +334,6 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        assert len(self.found._sessions) <= MAX_SESSIONS * len(NAMES)
         assert set(self.found.states()) == set(NAMES)
         for party in self.found.ready():
             assert party not in self.gone
@@ -322,12 +342,3 @@ class Life(RuleBasedStateMachine):
 
 Life.TestCase.settings = hypothesis_settings(max_examples=30, stateful_step_count=30)
 TestWhateverHappens = Life.TestCase
-
-
-@given(names=st.lists(st.sampled_from(NAMES), max_size=40))
-def test_every_partys_newest_sessions_are_kept(names: list[str]) -> None:
-    found = roster()
-    opened = [(name, *found.open_session(name, now=0.0)) for name in names]
-    for name in NAMES:
-        for party, session, nonce in [one for one in opened if one[0] == name][-MAX_SESSIONS:]:
-            assert found.take_session(session, now=0.0) == (party, nonce)

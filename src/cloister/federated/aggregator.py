@@ -142,13 +142,15 @@ class Aggregator:
 
     def admit(self, admission: Admission) -> Admitted:
         with self._lock:
-            party, nonce = self._roster.take_session(admission.session, now=self._clock())
+            party, nonce = self._roster.session(admission.session, now=self._clock())
         now = self._now()
         try:
             found = verify_admission(admission, agreed=self._agreed, party=party, nonce=nonce, now=now)
         except CloisterError as error:
             self._refused(party, error.what)
             raise
+        with self._lock:
+            self._roster.use_session(admission.session, now=self._clock())
         node = self._node(found.workload_key)
         with self._lock:
             seconds = min(found.until - now, 60 * self._agreed.federation.attest_minutes)

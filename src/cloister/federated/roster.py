@@ -2,7 +2,7 @@
 
 A party is *admitted* while its evidence counts and *ready* once it has verified whom it had to and its workload has begun.
 It is *excluded* when its evidence ends without fresh one, and may be admitted anew; it has *left* for good when its people
-say so. Tables are bounded, since anybody may ask for a session. Time only rises (a monotonic clock).
+say so. Tables are bounded. Time only rises (a monotonic clock).
 """
 
 from __future__ import annotations
@@ -10,15 +10,11 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
 
-from cloister.errors import FederationError, StaleNonce
-from cloister.federated.messages import NONCE, TOKEN_SIZE, Presented
+from cloister.errors import FederationError
+from cloister.federated.messages import KEY_SIZE, TOKEN_SIZE, Presented
 from cloister.federated.progress import State
-
-MAX_SESSIONS: Final = 8
-"""Of one party, the oldest of which is forgotten."""
-SESSION_SECONDS: Final = 60.0
+from cloister.federated.sessions import SALT, Sessions
 
 
 @dataclass(slots=True)
@@ -51,27 +47,24 @@ class Roster:
         self._parties = frozenset(parties)
         self._everyone = everyone
         self._entropy = entropy
-        self._sessions: dict[str, tuple[str, bytes, float]] = {}
+        self._sessions = Sessions(entropy(KEY_SIZE))
         self._members: dict[str, Member] = {}
         self._gone: dict[str, str] = {}
 
     def open_session(self, party: str, *, now: float) -> tuple[str, bytes]:
         """A session's name and its nonce. Raises FederationError for who is no party, or has left."""
         self._check_party(party)
-        own = [name for name, (of, _, _) in self._sessions.items() if of == party]
-        for name in own[: len(own) - MAX_SESSIONS + 1] if len(own) >= MAX_SESSIONS else ():
-            del self._sessions[name]
-        name, nonce = self._entropy(TOKEN_SIZE).hex(), self._entropy(NONCE)
-        self._sessions[name] = (party, nonce, now + SESSION_SECONDS)
-        return name, nonce
+        return self._sessions.open(party, self._entropy(SALT), now=now)
 
-    def take_session(self, session: str, *, now: float) -> tuple[str, bytes]:
-        """The party and the nonce of a session, once. Raises :class:`~cloister.errors.StaleNonce`."""
-        party, nonce, until = self._sessions.pop(session, ("", b"", 0.0))
-        if not party or now > until:
-            raise StaleNonce("there is no such session, or it is over", todo="ask for another")
+    def session(self, session: str, *, now: float) -> tuple[str, bytes]:
+        """The party and the nonce of a session. Raises StaleNonce for one that was used or is over."""
+        party, nonce = self._sessions.check(session, now=now)
         self._check_party(party)
         return party, nonce
+
+    def use_session(self, session: str, *, now: float) -> None:
+        """What was shown in it was verified: it admits its party, once. Raises StaleNonce."""
+        self._sessions.use(session, now=now)
 
     def admit(self, member: Member) -> str:
         """From now on ``member`` is its party; the answer is its token. What the one before was shown counts no more.
