@@ -14,7 +14,7 @@ QUESTION ?=
 EXAMPLES ?= 5000
 PYTEST_ARGS ?=
 # Each file's tests in one process, as many processes as there are cores.
-PARALLEL := -n auto --dist loadfile
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 # A virtual environment does not survive being moved or copied: then it is set up again.
 MOVED := $(shell [ "$$(cat $(VENV)/.made-at 2>/dev/null)" = "$$(pwd -P)" ] || echo moved)
 

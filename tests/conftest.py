@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -29,6 +30,19 @@ def _loggers_as_they_were() -> Iterator[None]:
     logger.setLevel(logging.NOTSET)
     yield
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_where_little_is_learned(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small models are trained ten times slower where threads of several test processes wait for each other."""
+    torch = sys.modules.get("torch")
+    if torch is None or not request.module.__name__.rpartition(".")[2].startswith("test_federated"):
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -84,7 +84,7 @@ from federation_site import (
     wait_for,
 )
 
-PAID_ROUNDS: Final = 6
+PAID_ROUNDS: Final = 5
 NOISE: Final = 2.0
 BUDGET: Final = round(spent([Charge(noise=NOISE, rate=1.0, steps=PAID_ROUNDS)], delta=1e-5) + 0.005, 2)
 """For so many rounds, and not for one more."""
@@ -339,6 +339,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         told.ended = wait_for(watch.ended, seconds=300, what="the end")
         told.rounds = watch.rounds()
         wait_for((federation.parties["north"].out / "provenance.json").exists, what="the model")
+        federation.services.pop("south agent").stop()  # it is played from here in what follows
         yield told
 
 

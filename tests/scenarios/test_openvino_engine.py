@@ -95,7 +95,7 @@ def test_every_kind_of_file_says_the_same(model: Path, tmp_path: Path) -> None:
             assert chunks[-1]["usage"]["prompt_tokens"] == 5
 
 
-@pytest.mark.parametrize(("precision", "least"), [("int8", 0.999), ("int4", 0.98)])
+@pytest.mark.parametrize(("precision", "least"), [("int8", 0.999), ("int4", 0.97)])
 def test_fewer_bits_stay_near_transformers(tmp_path: Path, precision: str, least: float) -> None:
     folder = write_llama(tmp_path / "hf")
     reference = AutoModelForCausalLM.from_pretrained(folder)

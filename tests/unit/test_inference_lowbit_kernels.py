@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cloister.inference.lowbit import kernels
-from cloister.inference.lowbit.kernels import KernelName, pack, takes_int4, usable
+from cloister.inference.lowbit.kernels import KernelName, narrow, pack, takes_int4, usable
 from cloister.inference.lowbit.quantisation import quantise_int4, quantise_int8
 
 OUTPUTS, INPUTS = 96, 256
@@ -20,7 +20,13 @@ FORMS: dict[str, Any] = {
     "int4": quantise_int4(WEIGHT, 64),
     "dense": WEIGHT,
 }
-LARGEST_ERROR = {"fbgemm": 0.012, "onednn": 0.012, "int4": 0.006, "dense": 1e-6}
+# Without the processor's own sums of four products (VNNI) inputs are rounded to 7 bits, so that no sum overflows.
+LARGEST_ERROR = {
+    "fbgemm": 0.02 if narrow("fbgemm") else 0.012,
+    "onednn": 0.02 if narrow("onednn") else 0.012,
+    "int4": 0.006,
+    "dense": 1e-6,
+}
 """Of a product against the same weights in float32: what rounding the inputs (8 bits, bfloat16) may cost."""
 NAMES = sorted(usable() & set(FORMS))
 
