@@ -36,8 +36,8 @@ from deployment import CommandFailedError
 from federation import AGGREGATOR, Federation
 from federation_site import PARTIES, Watch, agreed, alive, commands_here, data_of, killed, site, wait_for
 
-ROUNDS, DEADLINE = 3, 60
-KILLED_AFTER = 2
+ROUNDS, DEADLINE = 4, 60
+KILLED_AFTER = 3
 """Rounds that the first aggregator lives to see."""
 pytestmark = pytest.mark.timeout(900)
 
@@ -85,7 +85,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
         wait_for(watch.rounds, seconds=240, what="the first round")
         shutil.copyfile(state / NAME, older)
         # Now at the latest agents have seen a round that the older checkpoint does not have.
-        wait_for(lambda: len(watch.rounds()) >= KILLED_AFTER, seconds=240, what="two rounds")
+        wait_for(lambda: len(watch.rounds()) >= KILLED_AFTER, seconds=240, what="three rounds")
         left = undo.enter_context(killed(first))
         watch.close()
         (state / NAME).rename(newest)
@@ -136,7 +136,7 @@ def test_an_older_checkpoint_that_the_host_puts_back_is_refused(lived: Lived) ->
 def test_a_run_goes_on_from_its_last_round_when_its_aggregator_was_killed(lived: Lived) -> None:
     assert [one.done for one in lived.begun] == [0, len(lived.rounds) - 1]
     assert len({one.run for one in lived.begun}) == 1
-    assert [one.number for one in lived.rounds] == [1, 2, 3]
+    assert [one.number for one in lived.rounds] == [1, 2, 3, 4]
     assert lived.ended is not None
     assert lived.ended.finished
     assert lived.written
