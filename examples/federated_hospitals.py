@@ -70,7 +70,7 @@ def fact(text: str) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--folder", type=Path, default=Path(".demo") / "federation")
-    arguments.add_argument("--sentences", type=int, default=1500, help="of the training part, of 5,432")
+    arguments.add_argument("--sentences", type=int, default=600, help="of the training part, of 5,432")
     arguments.add_argument("--rounds", type=int, default=ROUNDS)
     arguments.add_argument("--no-baselines", action="store_true", help="only the federation")
     options = arguments.parse_args()
@@ -93,6 +93,7 @@ def main() -> None:
     )  # fmt: skip
     try:
         model = federate(it, files)
+        it.stop()  # so that what is compared has the machine to itself
         table(model, test, files, options)
     except CommandFailedError as error:
         console.print(str(error), style="red", markup=False)
