@@ -55,7 +55,7 @@ from federation import AGGREGATOR, Federation
 
 HOSPITALS = ("north", "south", "west")
 TAGS = TagSet(("Disease",))
-ROUNDS = 4
+ROUNDS = 3
 console = Console(highlight=False)
 
 
