@@ -2,7 +2,8 @@
 
 The engine is paced (paced_engine.py), 30 tokens a second and stream, so that what is seen is the server's path: making a
 token's JSON, server-sent events, sealing, HTTP, the event loop. py-spy looks 200 times a second from outside; a sample
-belongs to the innermost function of ours or of a library that it stands in. Idle samples do not count. By name alone.
+belongs to the innermost function of ours or of a library that it stands in. Only who holds Python's lock is
+seen: a thread that waits, or that multiplies or encrypts without the lock, is not. By name alone.
 """
 
 from __future__ import annotations
@@ -69,18 +70,9 @@ async def _loaded(it: Server, streams: int, seconds: int, spy: str, raw: Path) -
     tasks = [asyncio.create_task(drain("sealed", it, tokens)) for _ in range(streams)]
     await asyncio.sleep(1.5)
     words = [
-        spy,
-        "record",
-        "--pid",
-        str(it.pid),
-        "--duration",
-        str(seconds),
-        "--rate",
-        "200",
-        "--format",
-        "raw",
-    ]
-    words += ["--output", str(raw), "--full-filenames"]
+        spy, "record", "--pid", str(it.pid), "--duration", str(seconds), "--rate", "200", "--format", "raw", "--gil",
+        "--output", str(raw), "--full-filenames",
+    ]  # fmt: skip
     await asyncio.to_thread(subprocess.run, words, check=True, capture_output=True, timeout=seconds + 60)
     await asyncio.gather(*tasks)
 
