@@ -36,14 +36,14 @@ def test_a_bundle_has_our_two_lines_and_nothing_else_that_runs(tmp_path: Path) -
         code = {name: bundle.read(name).decode() for name in bundle.namelist() if name.endswith(".py")}
         names = set(bundle.namelist()) - code.keys()
     assert names == {"pyproject.toml", "LICENSE", ".info/CONTENT"}
-    line = 'from cloister.federated.flower_{} import app\n\n__all__ = ["app"]\n'
+    line = 'from cloister.federated.flower.{} import app\n\n__all__ = ["app"]\n'
     assert code == {
         f"{PACKAGE}/__init__.py": "",
         f"{PACKAGE}/client.py": line.format("client"),
         f"{PACKAGE}/server.py": line.format("server"),
     }
     for name in ("client", "server"):  # and what they name is there
-        assert import_module(f"cloister.federated.flower_{name}").app
+        assert import_module(f"cloister.federated.flower.{name}").app
 
 
 def say(text: str, name: str = "client.py") -> Callable[[Path], object]:
