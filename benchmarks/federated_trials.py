@@ -20,9 +20,9 @@ from cloister.federated.training.corpus import Columns, Sentence, TagSet, read_c
 from cloister.federated.training.learning import Course, Learning, Part, Reading, learn_parts, predict
 from cloister.federated.training.partition import Way, partition
 from cloister.federated.training.pieces import Encode, Marks, encoder_of
-from cloister.federated.training.pretrained import quietly
 from cloister.federated.training.tagger import Tagger
 from cloister.inference.lowbit.training import has_bfloat16
+from cloister.inference.quiet import quietly
 
 Encoder = Literal["MiniLM", "MiniLM with characters", "characters"]
 PLAIN: Final[dict[str, Any]] = {

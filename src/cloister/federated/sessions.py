@@ -1,8 +1,8 @@
 """Sessions of admission: a nonce for a party, good for one admission within a minute. A state machine without I/O.
 
-Anybody may ask for a session in a party's name. So open ones lie in no table, which could be filled, and push each other out
-of nowhere: a session's name says whose it is and until when, under a key of this process, and its nonce follows from the
-name. Kept are the names of those that were used, until they would have ended anyway: only a verified admission uses one.
+Anybody may ask for a session in a party's name. So open ones lie in no table, which could be filled, and none pushes out
+another: a session's name says whose it is and until when, under a key of this process, and its nonce follows from the name.
+Kept are the names of those that were used, until they would have ended anyway: only a verified admission uses one.
 """
 
 from __future__ import annotations

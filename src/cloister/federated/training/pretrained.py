@@ -7,8 +7,7 @@ pickle is read, nothing is asked of a network. Weights that the directory lacks 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ import torch
 
 from cloister.errors import UsageError
 from cloister.inference.model_files import ModelFiles
+from cloister.inference.quiet import quietly
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -28,8 +28,6 @@ TOKENIZER_FILES: Final = (
 )
 _SAFE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
 _ERRORS: Final = (ValueError, KeyError, OSError, RuntimeError, ImportError, AttributeError, TypeError)
-_SILENT: Final = 50
-"""Of ``logging``, CRITICAL."""
 
 
 def check_directory(model: ModelFiles) -> None:
@@ -166,20 +164,3 @@ def check_length(model: Any, length: int) -> None:
             most -= module.padding_idx + 1
     if most < length:
         raise UsageError(f"the model reads {most} tokens at once, and not {length}", todo="lower the length")
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without the library's progress bars and advice on standard error: the host reads that."""
-    from transformers.utils import logging as theirs  # noqa: PLC0415 -- as above
-
-    logging: Any = theirs
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(_SILENT)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

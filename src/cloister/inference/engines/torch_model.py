@@ -8,8 +8,7 @@ pieces by two rows, must give the logits that ``transformers`` computes for them
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +20,7 @@ from cloister.inference.engines.torch_attention import NAME, KvMemory, Segment, 
 from cloister.inference.engines.torch_layers import lean_layers, put
 from cloister.inference.lowbit.layer import one_kernel
 from cloister.inference.model_files import ModelFiles
+from cloister.inference.quiet import quietly
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,8 +35,6 @@ round their inputs to 8 bits leave 0.999."""
 NO_WORSE: Final = 2.0
 """Times the error of the model's own layers that lean layers may have."""
 _ROUNDING: Final = 1e-5
-_SILENT: Final = 50
-"""Of `logging`, CRITICAL."""
 _LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 _TYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -80,7 +78,7 @@ class TorchModel:
 
 def load(files: ModelFiles, *, precision: Precision | None, adapter: LoraAdapter | None) -> TorchModel:
     """The model of ``files``, everything in memory. Raises UsageError (not one that is computed here) and InferenceError."""
-    with files.folder() as folder, _quietly():
+    with files.folder() as folder, quietly():
         config = _configuration(folder)
         model = _weights(folder, config, precision, adapter)
         _check_architecture(model)
@@ -139,23 +137,6 @@ def _error(opened: TorchModel, tokens: Sequence[int], expected: torch.Tensor) ->
     except (InferenceError, RuntimeError, ValueError, AttributeError, TypeError) as error:
         raise _not_computed(opened.model, type(error).__name__) from None
     return 1 - float(torch.cosine_similarity(expected.double(), found.double(), dim=0))
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the library's progress bars and advice on standard error: the host reads that."""
-    from transformers.utils import logging as theirs  # noqa: PLC0415 -- as below
-
-    logging: Any = theirs
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(_SILENT)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _packed(segments: Sequence[Segment], tokens: Sequence[int]) -> dict[str, torch.Tensor]:
