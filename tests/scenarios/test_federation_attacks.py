@@ -309,6 +309,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         evil = Evil(insider, undo.enter_context(memory_folder("insider")))
         undo.callback(evil.close)
         undo.callback(evil.released.set)
+        # Before anything is trained: these take their time, and rounds do not wait for them.
+        _meet_others(told, root, undo)
         federation.join("north")
         federation.join("south")
         wait_for(
@@ -319,7 +321,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         evil.take_part()
         told.reached["while it was in"] = insider.ask().status_code
         wait_for(lambda: evil.asked(1), seconds=240, what="a round holds")
-        _meet_others(told, root, undo)
+        north = federation.services["north workload"].process.pid
+        told.keys["the workload of north"] = in_memory_of(
+            north, read_key(federation.parties["north"].data_key)
+        )
         told.excluded = wait_for(
             lambda: next((one for one in watch.told("west") if one.state == "excluded"), None), seconds=120,
             what="its evidence ends",
@@ -369,8 +374,6 @@ def _meet_others(told: Story, root: Path, undo: ExitStack) -> None:
         told.keys[f"a workload where the {what} is another"] = in_memory_of(works.process.pid, key)
         federation.services.pop("west agent")
         agent.stop()
-    north = federation.services["north workload"].process.pid
-    told.keys["the workload of north"] = in_memory_of(north, read_key(federation.parties["north"].data_key))
 
 
 def _started(undo: ExitStack, log: Path, words: list[str | Path], *, package: Path | None = None) -> Service:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gzip
 import hashlib
 import random
 import ssl
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +36,7 @@ from cloister.federated.relay import (
     PATHS,
     Relay,
     admitted_party,
+    connections,
     own_bundle,
     own_node,
 )
@@ -44,6 +48,7 @@ NOW = int(time.time())
 AGREED = agreed(federation())
 MESH, STRANGE = FederationMesh(AGREED, now=NOW), FederationMesh(AGREED, now=NOW)
 PULL = FLEET + "pull-messages"
+LOOPBACK = Loopback.make(Path(tempfile.mkdtemp()))
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -89,15 +94,30 @@ class Upstream:
 def ask(
     upstream: Any, asked: dict[str, Any], body: bytes = b"a message", **settings: Any
 ) -> tuple[int, Headers, bytes]:
-    """Through a relay, in this process: status, headers and body of the answer."""
+    """Through a relay: status, headers and body of the answer."""
+    with behind(upstream, **settings) as relay:
+        return asyncio.run(through(relay, asked, body))
 
-    async def run() -> tuple[int, Headers, bytes]:
-        transport = httpx2.ASGITransport(upstream)
-        async with httpx2.AsyncClient(transport=transport, base_url="https://superlink") as client:
-            relay = Relay(client, **({"check": lambda _scope: None} | settings))
-            return await through(relay, asked, body)
 
-    return asyncio.run(run())
+@contextlib.contextmanager
+def behind(upstream: Any, **settings: Any) -> Iterator[Relay]:
+    """A relay that leads to ``upstream``, which is served over TLS."""
+    inner = server_side()
+    inner.load_cert_chain(LOOPBACK.certificate, LOOPBACK.key)
+    server = ThreadedServer(upstream, listen("127.0.0.1", 0), inner, name="what is behind a relay")
+    address = f"127.0.0.1:{server.port}"
+    relay = Relay(connections(address, trusting(LOOPBACK)), **({"check": lambda _scope: None} | settings))
+    try:
+        yield relay
+    finally:
+        relay.close()
+        server.close()
+
+
+def trusting(loopback: Loopback) -> ssl.SSLContext:
+    trust = ssl.create_default_context(cafile=str(loopback.certificate))
+    trust.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return trust
 
 
 async def through(relay: Any, asked: dict[str, Any], body: bytes) -> tuple[int, Headers, bytes]:
@@ -190,26 +210,58 @@ def test_requests_and_answers_over_their_bound_are_refused() -> None:
 
 
 def test_where_nobody_answers_the_node_may_ask_again() -> None:
-    async def run() -> tuple[int, Headers, bytes]:
-        closed = listen("127.0.0.1", 0)
-        port = closed.getsockname()[1]
-        closed.close()
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            return await through(Relay(client, check=lambda _scope: None), scope(), b"")
-
-    assert asyncio.run(run())[0] == 503
+    closed = listen("127.0.0.1", 0)
+    address = f"127.0.0.1:{closed.getsockname()[1]}"
+    closed.close()
+    relay = Relay(connections(address, trusting(LOOPBACK)), check=lambda _scope: None)
+    assert asyncio.run(through(relay, scope(), b""))[0] == 503
+    relay.close()
 
 
 def test_what_was_passed_on_is_counted() -> None:
-    async def run() -> int:
-        transport = httpx2.ASGITransport(Upstream(body=b"12345"))
-        async with httpx2.AsyncClient(transport=transport, base_url="https://superlink") as client:
-            relay = Relay(client, check=lambda _scope: None)
-            await through(relay, scope(), b"123")
-            await through(relay, scope("/"), b"refused")
-            return relay.bytes
+    with behind(Upstream(body=b"12345")) as relay:
+        asyncio.run(through(relay, scope(), b"123"))
+        asyncio.run(through(relay, scope("/"), b"refused"))
+        assert relay.bytes == 8
 
-    assert asyncio.run(run()) == 8
+
+def test_an_answer_that_is_squeezed_is_refused() -> None:
+    upstream = Upstream(body=gzip.compress(fab(OWN)), headers=[(b"content-encoding", b"gzip")])
+    headers = [node("north workload"), (b"accept-encoding", b"gzip")]
+    status, _, body = ask(upstream, scope(GET_FAB, headers=headers), check_answer=own_bundle(DIGEST))
+    assert (status, body) == (403, b"an answer is compressed, which nobody asked for")
+    ((_, sent, _),) = upstream.asked
+    assert [value for name, value in sent if name == b"accept-encoding"] == [b"identity"]
+
+
+def test_answers_come_side_by_side_and_over_a_new_certificate_from_its_renewal_on() -> None:
+    """Requests that are under way when the certificate is renewed come to their end, and later ones take the new way."""
+    begun, go = threading.Barrier(5), threading.Event()
+
+    async def slow(asked: Any, receive: Any, send: Any) -> None:
+        if asked["type"] == "http":
+            await asyncio.to_thread(begun.wait, 20)
+            await asyncio.to_thread(go.wait, 20)
+        await Upstream()(asked, receive, send)
+
+    async def run() -> list[int]:
+        under_way = [asyncio.create_task(through(relay, scope(), b"")) for _ in range(4)]
+        await asyncio.to_thread(begun.wait, 20)
+        relay.use(other._pool)
+        go.set()
+        last = await through(relay, scope(), b"")
+        return [status for status, _, _ in await asyncio.gather(*under_way)] + [last[0]]
+
+    with behind(slow) as relay, behind(Upstream(status=202)) as other:
+        assert asyncio.run(run()) == [200] * 4 + [202]
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:", ":9", "host:0", "host:65536", "host:٣", "host:-1", "host:1e3"]
+)
+def test_what_no_address_is_leads_nowhere(address: str) -> None:
+    with pytest.raises(FederationError, match="is no HOST:PORT"):
+        connections(address, trusting(LOOPBACK))
 
 
 def other_curve() -> bytes:
@@ -367,8 +419,7 @@ def tunnel(
     inner, outer = server_side(), server_side()
     for one in (inner, outer):
         one.load_cert_chain(loopback.certificate, loopback.key)
-    trust = ssl.create_default_context(cafile=str(loopback.certificate))
-    trust.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    trust = trusting(loopback)
 
     def admitted(asked: Any) -> None:
         admitted_party(asked, peer_certificate(asked), mesh=MESH, roster=found, now=NOW)
@@ -379,26 +430,21 @@ def tunnel(
     )  # fmt: skip
     with contextlib.ExitStack() as undo:
 
-        def serving(app: Any, tls: ssl.SSLContext, client: httpx2.AsyncClient | None = None) -> int:
+        def serving(app: Any, tls: ssl.SSLContext) -> str:
             server = ThreadedServer(app, listen("127.0.0.1", 0), tls, name="a relay")
             undo.callback(server.close)
-            if client is not None:
-                assert server.loop is not None
-                loop = server.loop
-                undo.callback(lambda: asyncio.run_coroutine_threadsafe(client.aclose(), loop).result(10))
-            return server.port
+            return f"127.0.0.1:{server.port}"
 
-        superlink = httpx2.AsyncClient(base_url=f"https://127.0.0.1:{serving(upstream, inner)}", verify=trust)
-        port = serving(Relay(superlink, check=admitted), MESH.server(now=NOW), superlink)
-        aggregator = httpx2.AsyncClient(base_url=f"https://127.0.0.1:{port}", verify=context)
+        superlink = connections(serving(upstream, inner), trust)
+        aggregator = connections(
+            serving(Relay(superlink, check=admitted), MESH.server(now=NOW)), context, name=name
+        )
         ours = Relay(
             aggregator, check=lambda asked: own_node(asked, identity(f"{party} workload").spki),
-            check_answer=own_bundle(DIGEST), name=name,
+            check_answer=own_bundle(DIGEST),
         )  # fmt: skip
-        port = serving(ours, outer, aggregator)
-        yield undo.enter_context(
-            httpx2.Client(base_url=f"https://127.0.0.1:{port}", verify=trust, timeout=20)
-        )
+        base = f"https://{serving(ours, outer)}"
+        yield undo.enter_context(httpx2.Client(base_url=base, verify=trust, timeout=20))
 
 
 def post(client: httpx2.Client, path: str = PULL, process: str = "north workload") -> httpx2.Response:

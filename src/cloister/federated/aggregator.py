@@ -114,7 +114,7 @@ class Aggregator:
         self._failed = ""
         self._simulated = False
         self._over = threading.Event()
-        self.relay = Relay(self._superlink.client(), check=self._admit_request)
+        self.relay = Relay(self._superlink.connections(), check=self._admit_request)
         self._tls = mesh.server(now=now())
         context = swapping(demanding(server_side()), lambda: self._tls)
         self._server = ThreadedServer(self.relay, tunnel, context, name="federation-tunnel")

@@ -9,14 +9,17 @@ that Flower hands out: any other than the one that this program makes itself is 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import logging
-from collections import Counter
+import ssl
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
-import httpx2
+import urllib3
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
@@ -41,10 +44,16 @@ PEER: Final = "cloister.peer"
 MAX_BODY: Final = 64 << 20
 """Bytes of one request or answer; Flower cuts large arrays into pieces of 5 MiB."""
 MAX_FAB: Final = 1 << 20
+MAX_CONNECTIONS: Final = 32
+"""To the other side, and threads that wait for it."""
 SECONDS: Final = 120.0
 _HOP: Final = frozenset(
-    (b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"te", b"upgrade")
-)
+    (
+        b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"te", b"upgrade",
+        # What comes back is looked at as it is, and what goes through mutual TLS is not squeezed before.
+        b"accept-encoding",
+    )
+)  # fmt: skip
 _log = logging.getLogger("cloister.federated")
 
 Check = Callable[[Mapping[str, Any]], None]
@@ -53,31 +62,61 @@ CheckAnswer = Callable[[str, bytes], None]
 """Looks at an answer by the request's path. Raises FederationError."""
 
 
+def connections(
+    address: str, context: ssl.SSLContext, *, name: str | None = None
+) -> urllib3.HTTPSConnectionPool:
+    """To the server at ``address`` (host and port) by TLS, kept open. ``name`` is what its certificate has to be called,
+    where that is not its host. Raises FederationError for what no address is.
+    """
+    host, _, number = address.rpartition(":")
+    port = int(number) if number.isascii() and number.isdecimal() else 0
+    if not host or not 1 <= port <= 65535:
+        raise FederationError(f"the tunnel's address {address[:80]!r} is no HOST:PORT")
+    return urllib3.HTTPSConnectionPool(
+        host.strip("[]"), port, ssl_context=context, server_hostname=name, maxsize=MAX_CONNECTIONS, block=True,
+        retries=False, timeout=urllib3.Timeout(connect=SECONDS, read=SECONDS),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What came back."""
+
+    status: int
+    fields: list[tuple[bytes, bytes]]
+    body: bytes
+
+
 class Relay:
-    """ASGI application that passes requests on to ``client`` and answers back."""
+    """ASGI application that passes requests on to the server of ``pool`` and answers back.
+
+    A whole model goes through it each round. So bodies are sent and read in threads, from sockets that block: the same took
+    three times as much of a processor where an event loop handed on 64 KiB at a time.
+    """
 
     def __init__(
         self,
-        client: httpx2.AsyncClient,
+        pool: urllib3.HTTPConnectionPool,
         *,
         check: Check,
         check_answer: CheckAnswer = lambda _path, _body: None,
-        name: str | None = None,
     ) -> None:
-        """``name`` is what the other side's certificate has to be called, where that is not its address."""
-        self._client = client
-        self._retired: list[httpx2.AsyncClient] = []
-        self._underway: Counter[httpx2.AsyncClient] = Counter()
-        self._extensions = {} if name is None else {"sni_hostname": name}
+        self._pool = pool
+        self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="relay")
         self._check = check
         self._check_answer = check_answer
         self.bytes = 0
         """Of all bodies passed on, both ways."""
 
-    def use(self, client: httpx2.AsyncClient) -> None:
-        """Pass on by ``client`` from now on: a renewed certificate. The one before is closed when it has nothing to do."""
-        before, self._client = self._client, client
-        self._retired.append(before)
+    def use(self, pool: urllib3.HTTPConnectionPool) -> None:
+        """Pass on by ``pool`` from now on: a renewed certificate. What is under way by the one before comes to its end."""
+        before, self._pool = self._pool, pool
+        before.close()
+
+    def close(self) -> None:
+        """Nothing is passed on any more. What is under way comes to its end."""
+        self._pool.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         if scope["type"] == "lifespan":
@@ -92,47 +131,56 @@ class Relay:
             self._check(scope)
             body = await asgi.read_body(receive, limit=MAX_BODY, seconds=SECONDS)
             fields = [(name, value) for name, value in scope["headers"] if name not in _HOP]
-            answer, content = await self._passed_on(path, fields, body)
-            self._check_answer(path, content)
+            answer = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._passed_on, path, fields, body
+            )
+            self._check_answer(path, answer.body)
         except asgi.ClientGone:
             return
         except CloisterError as error:
             _log.warning("refused: %s", error)
             await _answer(send, 403, [], error.what.encode())
-        except (httpx2.HTTPError, OSError, TimeoutError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, TimeoutError) as error:
             _log.debug("not passed on (%s)", type(error).__name__)
             await _answer(send, 503, [], b"the other side does not answer")
         else:
-            self.bytes += len(body) + len(content)
-            back = [
-                (name, value) for name, value in answer.headers.raw
-                if name.lower() not in _HOP and name.lower() != b"content-encoding"
-            ]  # fmt: skip
-            await _answer(send, answer.status_code, back, content)
+            self.bytes += len(body) + len(answer.body)
+            await _answer(send, answer.status, answer.fields, answer.body)
 
-    async def _passed_on(
-        self, path: str, fields: list[tuple[bytes, bytes]], body: bytes
-    ) -> tuple[httpx2.Response, bytes]:
-        client = self._client
-        self._underway[client] += 1
+    def _passed_on(self, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> _Answer:
+        """In a thread. Raises FormatError for more than there can be or in another form, urllib3's HTTPError, OSError."""
+        headers = urllib3.HTTPHeaderDict(
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
+        )
+        while True:
+            pool = self._pool
+            try:
+                answer = pool.urlopen("POST", path, body, headers, redirect=False, preload_content=False)
+                break
+            except urllib3.exceptions.ClosedPoolError:
+                if pool is self._pool:  # and not replaced a moment ago
+                    raise
         try:
-            async with client.stream(
-                "POST", path, content=body, headers=fields, timeout=SECONDS, extensions=self._extensions
-            ) as answer:
-                return answer, await _whole(answer)
-        finally:
-            self._underway[client] -= 1
-            for retired in [one for one in self._retired if not self._underway[one]]:
-                self._retired.remove(retired)
-                del self._underway[retired]
-                await retired.aclose()
+            content = answer.read(MAX_BODY + 1, decode_content=False)
+            if len(content) > MAX_BODY:
+                raise FormatError(f"an answer is over its bound of {MAX_BODY} bytes")
+            if answer.headers.get("content-encoding", "identity") != "identity":
+                raise FormatError("an answer is compressed, which nobody asked for")
+        except BaseException:
+            answer.close()
+            raise
+        answer.release_conn()
+        back = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in answer.headers.items()
+        ]
+        return _Answer(answer.status, [(name, value) for name, value in back if name not in _HOP], content)
 
     async def _live(self, receive: asgi.Receive, send: asgi.Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
-                for client in (self._client, *self._retired):
-                    await client.aclose()
+                self.close()
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
                 return
@@ -189,16 +237,6 @@ def own_bundle(digest: str) -> CheckAnswer:
             )
 
     return check
-
-
-async def _whole(answer: httpx2.Response) -> bytes:
-    """The body of an answer. Raises FormatError for more than there can be."""
-    content = bytearray()
-    async for part in answer.aiter_bytes():
-        content += part
-        if len(content) > MAX_BODY:
-            raise FormatError(f"an answer is over its bound of {MAX_BODY} bytes")
-    return bytes(content)
 
 
 async def _answer(send: asgi.Send, status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx2
+import urllib3
 
 from cloister.channel.tls_context import server_side
 from cloister.federated.exchange import Request
@@ -21,7 +21,7 @@ from cloister.federated.flower.workshop import SOCKET, Answer, Workshop
 from cloister.federated.identity import Identity
 from cloister.federated.mesh import party_context
 from cloister.federated.messages import Renewal, TaskOrder
-from cloister.federated.relay import Relay, own_bundle, own_node
+from cloister.federated.relay import Relay, connections, own_bundle, own_node
 from cloister.federated.serving import ThreadedServer, listen
 
 
@@ -49,9 +49,8 @@ class PartyNode:
             self._socket = self._place / "workshop"
             undo.callback(Workshop(self._socket, work).close)
             spki = identity.spki
-            client, name = self._client(order)
             self._relay = Relay(
-                client, check=lambda scope: own_node(scope, spki), check_answer=own_bundle(app_digest()), name=name
+                self._tunnel(order), check=lambda scope: own_node(scope, spki), check_answer=own_bundle(app_digest())
             )  # fmt: skip
             self._loopback = Loopback.make(self._place)
             context = server_side()
@@ -68,7 +67,7 @@ class PartyNode:
 
     def renew(self, renewal: Renewal) -> None:
         """The next certificate. The node is started anew where the aggregator is another, or the node has ended."""
-        self._relay.use(self._client(renewal)[0])
+        self._relay.use(self._tunnel(renewal))
         if renewal.root != self._root or not self.running:
             # Another aggregator does not know this node's number, and Flower's node ends when it hears that.
             self._root = renewal.root
@@ -88,8 +87,7 @@ class PartyNode:
         if self._node is not None:
             self._node.close()
 
-    def _client(self, given: TaskOrder | Renewal) -> tuple[httpx2.AsyncClient, str]:
-        """Through the tunnel, and the aggregator's name there."""
+    def _tunnel(self, given: TaskOrder | Renewal) -> urllib3.HTTPSConnectionPool:
         context, name = party_context(
             given.bundle,
             given.chain,
@@ -98,7 +96,4 @@ class PartyNode:
             digest=self._digest,
             now=self._now(),
         )
-        client = httpx2.AsyncClient(
-            base_url=f"https://{given.tunnel}", verify=context, limits=httpx2.Limits(max_connections=32)
-        )
-        return client, name
+        return connections(given.tunnel, context, name=name)

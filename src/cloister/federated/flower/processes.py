@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx2
+import urllib3
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cloister.errors import FederationError
 from cloister.federated.flower.app import write_app
 from cloister.federated.identity import public_openssh
+from cloister.federated.relay import connections
 
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
@@ -123,12 +124,11 @@ class SuperLink:
             self.close()
             raise
 
-    def client(self) -> httpx2.AsyncClient:
+    def connections(self) -> urllib3.HTTPSConnectionPool:
         """For what is passed on to it."""
         context = ssl.create_default_context(cadata=self._loopback.certificate.read_text("ascii"))
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        limits = httpx2.Limits(max_connections=256)
-        return httpx2.AsyncClient(base_url=f"https://{HOST}:{self.port}", verify=context, limits=limits)
+        return connections(f"{HOST}:{self.port}", context)
 
     def register(self, spki: bytes) -> int:
         """The node's number for the SuperNode with this key (DER), which was read out of evidence."""
