@@ -1,4 +1,4 @@
-"""The how-tos for "my model", "my data set", "my training script" and "my FastAPI app" work as they stand there."""
+"""The how-tos for "my model", "my data set", "my training script", "my FastAPI app" and any OpenAI program work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training_data import CANARY, write_answers, write_claims
 from training_site import ISOLATION, PROJECT, TRAINING, assert_nothing_plain
 
 PAGES = PROJECT / "docs" / "how-to"
-PORTS = ("8000", "8090", "8100", "8443")
+PORTS = ("8000", "8090", "8100", "8443", "8788")
 
 
 def _free_port() -> str:
@@ -67,6 +67,15 @@ def test_my_model_is_sealed_served_and_answers(folder: Path) -> None:
     said = follow("my-model.md", folder)
     assert len(said.split("THE-END")[0].splitlines()[-1]) > 20
     assert not list(folder.rglob("*.gguf"))
+
+
+def test_any_openai_program_is_answered_through_the_local_proxy(folder: Path) -> None:
+    said = follow("any-openai-program.md", folder)
+    assert "data: [DONE]" in said
+    assert '"verified":true' in said
+    assert "SIMULATED: nothing is protected" in said
+    assert len(said.split("THE-END")[0].splitlines()[-1]) > 20
+    assert (folder / "proxy.key").read_text().strip() not in said
 
 
 def test_my_training_script_trains_on_what_is_sealed_and_leaves_nothing_in_the_clear(folder: Path) -> None:

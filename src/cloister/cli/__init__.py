@@ -20,6 +20,7 @@ from cloister.cli import (
     audit,
     bench,
     broker,
+    chat,
     doctor,
     endorsements,
     federation,
@@ -31,6 +32,7 @@ from cloister.cli import (
     optimize,
     owner,
     policy,
+    proxy,
     reseal,
     run,
     seal,
@@ -82,6 +84,8 @@ def _options(
 
 _COMMANDS: Final[dict[str, Callable[..., object] | typer.Typer]] = {
     "serve": serve.command,
+    "chat": chat.command,
+    "proxy": proxy.command,
     "run": run.command,
     "optimize": optimize.command,
     "seal": seal.command,

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from cloister.client.bench.report import Report
 
 MAX_STREAMS = 1024
-MAX_KEY_FILE = 64 * 1024
 
 UrlArgument = Annotated[str, typer.Argument(metavar="URL", help="Address of the service.")]
 PolicyOption = Annotated[
@@ -63,6 +62,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure an endpoint: first token, time between tokens, tokens per second, errors; prompts are made up."""
+    from cloister.cli.api_key_file import read_api_key
     from cloister.client.bench import report as forms
     from cloister.client.bench.measurement import Load
 
@@ -75,7 +75,7 @@ def command(
         raise UsageError(f"no report is written as {out.name!r}", todo="name it .html, .svg, .md or .json")
     counts = parse_streams(streams)
     seconds = parse_duration(duration)
-    headers = {"authorization": f"Bearer {read_key(api_key_file)}"} if api_key_file else {}
+    headers = {"authorization": f"Bearer {read_api_key(api_key_file)}"} if api_key_file else {}
     load = Load(tuple(counts), seconds, prompt_tokens=prompt_tokens, tokens=tokens, seed=seed)
     progress = _Progress(len(counts), seconds)
     try:
@@ -225,21 +225,6 @@ def parse_duration(text: str) -> float:
     if not number.replace(".", "", 1).isdecimal() or not 0 < float(number) * (unit or 1.0) <= 3600:
         raise UsageError(f"--duration {text[:32]!r} is no time up to an hour", todo="give --duration 30s")
     return float(number) * (unit or 1.0)
-
-
-def read_key(path: Path) -> str:
-    """The first API key of a private file. Raises :class:`UsageError`."""
-    from cloister.sealing.descriptors import read_private
-
-    data = read_private(path, what="the API key file", limit=MAX_KEY_FILE)
-    try:
-        lines = [line.strip() for line in data.decode("ascii").splitlines()]
-    except UnicodeDecodeError:
-        raise UsageError(f"the API key file {path} is not ASCII") from None
-    keys = [line for line in lines if line and not line.startswith("#")]
-    if not keys or not keys[0].isprintable() or " " in keys[0]:
-        raise UsageError(f"the API key file {path} holds no key", todo="write the key to its first line")
-    return keys[0]
 
 
 def _json_text(report: Any) -> str:

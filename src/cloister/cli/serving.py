@@ -8,14 +8,15 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -222,8 +223,58 @@ def take_port(host: str, port: int) -> socket.socket:
     return taken
 
 
-def run_server(app: Any, taken: socket.socket, *, name: str, as_json: bool) -> None:
-    """Serve ``app`` until a signal, then stop gracefully. Requests are never logged: paths are in the clear there."""
+def take_socket(path: Path) -> socket.socket:
+    """A Unix socket at ``path`` that only this user may open. Raises :class:`NetworkError`.
+
+    What a server that is gone left there is replaced; nothing else is.
+    """
+    taken = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        before = os.umask(0o177)  # rights from its first moment
+        try:
+            taken.bind(str(path))
+        finally:
+            os.umask(before)
+    except OSError as error:
+        taken.close()
+        reason = "something is there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise NetworkError(
+            f"cannot listen at {path}: {reason}", todo="stop what listens there, or name another"
+        ) from None
+    return taken
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        try:
+            asking.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True
+
+
+def address_of(taken: socket.socket) -> str:
+    """Of what was bound, for people and programs."""
+    if taken.family == socket.AF_UNIX:
+        return f"unix:{taken.getsockname()}"
+    host, port = taken.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run_server(
+    app: Any,
+    taken: socket.socket,
+    *,
+    name: str,
+    as_json: bool,
+    facts: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Serve ``app`` until a signal, then stop gracefully. Requests are never logged: paths are in the clear there.
+
+    ``facts`` are told in JSON with the address.
+    """
     import resource
 
     import uvicorn
@@ -233,11 +284,14 @@ def run_server(app: Any, taken: socket.socket, *, name: str, as_json: bool) -> N
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are in this memory: no image of it is written
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    host, port = taken.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = address_of(taken)
 
     def ready() -> None:
-        line = json.dumps({"listening": url, "service": name}) if as_json else f"{name}: listening on {url}"
+        line = (
+            json.dumps({"listening": url, "service": name, **facts})
+            if as_json
+            else f"{name}: listening on {url}"
+        )
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

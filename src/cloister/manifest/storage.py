@@ -35,14 +35,16 @@ def write_signed(path: Path, signed: Signed, *, replace: bool) -> None:
     write_whole(path, encode_signed(signed), replace=replace)
 
 
-def write_whole(path: Path, data: bytes, *, replace: bool) -> None:
-    """``data`` in a file that others may read, synced: a reader sees the old or the new, never a part. Raises UsageError."""
+def write_whole(path: Path, data: bytes, *, replace: bool, mode: int = 0o644) -> None:
+    """``data`` in a file, synced: a reader sees the old or the new, never a part. Others may read it, unless ``mode`` says
+    otherwise. Raises UsageError.
+    """
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-                os.fchmod(file.fileno(), 0o644)
+                os.fchmod(file.fileno(), mode)
                 file.flush()
                 os.fsync(file.fileno())
             if replace:

@@ -1,0 +1,143 @@
+"""`cloister chat URL`: a conversation in the terminal with a service that was verified. Nothing of it is written anywhere.
+
+What is asked comes from the terminal or, once, from standard input: never from the command line, which all of this machine
+can read. Exit codes: 0 done, 2 usage or a refused key, 3 and 5 as `cloister verify`, 4 the service does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+
+from cloister.errors import CloisterError, UsageError
+
+if TYPE_CHECKING:
+    from cloister.channel.transport import SealedClient
+    from cloister.client.conversation import Conversation
+
+MAX_QUESTION: Final = 4 << 20
+"""Bytes."""
+_HELP: Final = "/new begins anew · /verify says who answers · /quit or Ctrl-D ends · Ctrl-C stops an answer"
+
+
+def command(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the sealed service.")],
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="The appraisal policy (TOML) that the service has to meet."),
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="Instead: an anchor that pins owners and a workload.")
+    ] = None,
+    service_key_file: Annotated[
+        Path | None,
+        typer.Option("--service-key-file", help="The API key that the service asks for (mode 0600)."),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="By default the first that the service names.")] = "",
+    system: Annotated[
+        Path | None, typer.Option("--system", metavar="FILE", help="What the model is told first.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Of one answer.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One question from standard input, one JSON object.")
+    ] = False,
+) -> None:
+    """Talk to a verified service in the terminal; with standard input redirected, ask it one question."""
+    from cloister.channel.transport import connect
+    from cloister.cli.api_key_file import read_api_key
+    from cloister.client.conversation import Conversation
+
+    headers = {"authorization": f"Bearer {read_api_key(service_key_file)}"} if service_key_file else {}
+    told = _read(system) if system else ""
+    with connect(url, policy=policy, manifest=manifest) as client:
+        talk = Conversation(client, model=model, system=told, headers=headers, max_tokens=max_tokens)
+        if as_json or not sys.stdin.isatty():
+            _once(talk, as_json=as_json)
+        else:
+            _converse(talk, client)
+
+
+def _once(talk: Conversation, *, as_json: bool) -> None:
+    """The question is all of standard input."""
+    data = sys.stdin.buffer.read(MAX_QUESTION + 1)
+    try:
+        question = data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise UsageError("the question is not UTF-8 text") from None
+    if not question or len(data) > MAX_QUESTION:
+        raise UsageError(
+            f"the question is empty, or over {MAX_QUESTION} bytes", todo="pass it by standard input"
+        )
+    if as_json:
+        typer.echo(json.dumps({"model": talk.model, "answer": "".join(talk.ask(question))}))
+    else:
+        _show(talk.ask(question))
+
+
+def _converse(talk: Conversation, client: SealedClient) -> None:
+    import readline  # noqa: F401 -- gives input() a line editor; its history stays in memory
+
+    console = Console(stderr=True)
+    _verified(console, client)
+    console.print(f"{talk.model} · {_HELP}", style="dim", markup=False, soft_wrap=True)
+    while True:
+        try:
+            question = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+        if question == "/quit":
+            return
+        if question == "/new":
+            talk.begin_anew()
+        elif question == "/verify":
+            client.verify()
+            _verified(console, client)
+        elif question.startswith("/"):
+            console.print(_HELP, style="dim", markup=False)
+        elif question:
+            _answer(talk, question, console)
+
+
+def _answer(talk: Conversation, question: str, console: Console) -> None:
+    answer = talk.ask(question)
+    try:
+        _show(answer)
+    except KeyboardInterrupt:
+        answer.close()  # what came counts as said
+        typer.echo()
+    except CloisterError as error:
+        console.print(f"\n{error}", style="red", markup=False, soft_wrap=True)
+
+
+def _show(answer: Iterator[str]) -> None:
+    from cloister.client.conversation import plain
+
+    for piece in answer:
+        sys.stdout.write(plain(piece))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _verified(console: Console, client: SealedClient) -> None:
+    from cloister.client.proxy import in_words
+
+    result = client.attestation
+    if result is not None:
+        style = "bold white on red" if result.claims.simulated else "bold"
+        console.print(in_words(result.claims, result.expires), style=style, markup=False, soft_wrap=True)
+
+
+def _read(path: Path) -> str:
+    from cloister.manifest.storage import read_bounded
+
+    try:
+        return read_bounded(path, limit=MAX_QUESTION, what="what the model is told").decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text", todo="check --system") from None

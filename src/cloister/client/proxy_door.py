@@ -1,0 +1,92 @@
+"""Who may use the local proxy: programs of this machine's own user, and no web page.
+
+A port of loopback is open to every program and every web site of this machine. So the proxy answers to its own address
+only (a site that calls itself by another name and resolves it to 127.0.0.1 is refused: DNS rebinding), to no request that
+a browser made for a page, and only to who has its key. Over a Unix socket the file's rights say who may. Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from cloister.encoding import encode_json
+
+Fields = Iterable[tuple[bytes, bytes]]
+MAX_TARGET: Final = 8192
+"""Bytes of path and query."""
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "DELETE"))
+_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
+_BY_BROWSERS: Final = (b"origin", b"sec-fetch-site", b"access-control-request-method")
+"""Of these one at least is in every request that a page can cause in a browser of this decade."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What is answered at the door, in the shape of OpenAI's errors."""
+
+    status: int
+    code: str
+    message: str
+
+    def body(self) -> bytes:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return encode_json(
+            {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """``hosts``: what ``Host`` may be, None over a Unix socket. ``key``: the digest of the key, None where none is asked."""
+
+    hosts: frozenset[str] | None
+    key: bytes | None = field(repr=False)
+
+    @classmethod
+    def of_port(cls, port: int, key: str) -> Self:
+        """On loopback."""
+        return cls(frozenset(f"{name}:{port}" for name in _NAMES), _digest(key))
+
+    @classmethod
+    def of_socket(cls) -> Self:
+        """On a Unix socket that only its owner may open."""
+        return cls(None, None)
+
+    def refusal(self, method: str, path: str, query: bytes, fields: Fields) -> Refusal | None:
+        """Why a request is not passed on; None lets it in."""
+        found: dict[bytes, list[bytes]] = {}
+        for name, value in fields:
+            found.setdefault(name.lower(), []).append(value)
+        hosts = [value.decode("latin-1").lower() for value in found.get(b"host", [])]
+        if self.hosts is not None and (len(hosts) != 1 or hosts[0] not in self.hosts):
+            return Refusal(421, "misdirected", "this proxy answers to its own address only")
+        if any(name in found for name in _BY_BROWSERS):
+            return Refusal(403, "web_page", "this proxy answers programs, and no web page")
+        if self.key is not None and not self._known(found.get(b"authorization", [])):
+            return Refusal(
+                401, "invalid_api_key", "this proxy has a key of its own: pass the one whose file it named when it started"
+            )  # fmt: skip
+        return _misplaced(method, path, query)
+
+    def _known(self, given: list[bytes]) -> bool:
+        scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
+        right = hmac.compare_digest(hashlib.sha256(key.strip()).digest(), self.key or b"")
+        return right and scheme.lower() == b"bearer"
+
+
+def _misplaced(method: str, path: str, query: bytes) -> Refusal | None:
+    if method not in _METHODS:
+        return Refusal(405, "method_not_allowed", f"this proxy passes on {', '.join(sorted(_METHODS))}")
+    if len(path) + len(query) > MAX_TARGET:
+        return Refusal(414, "address_too_long", f"path and query are over {MAX_TARGET} bytes")
+    if not path.startswith("/v1/"):
+        return Refusal(404, "not_found", "the API is below /v1: the base URL ends with it")
+    return None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("ascii")).digest()
