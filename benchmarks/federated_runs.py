@@ -43,6 +43,7 @@ LENGTH: Final = 256
 RATE_PPM, HEAD_RATE_PPM, BATCH = 300, 3000, 16
 LOOK: Final = 0.02
 ASK: Final = 0.1
+TELL_SECONDS: Final = 60.0
 READY_SECONDS: Final = 600.0
 ROUND_SECONDS: Final = 900
 _MEGA: Final = 1e6
@@ -192,7 +193,7 @@ class Site:
                 ends = _ends(
                     _changes(checkpoint / "checkpoint.sealed"), load.rounds, counters, lambda: _alive(it)
                 )
-                facts = seen()
+                facts = _told(seen, load.rounds)
             finally:
                 seen(close=True)
         finally:
@@ -257,6 +258,15 @@ def _begun(
         _alive(it)
         time.sleep(ASK)
     raise SideFailedError(f"not everybody was ready within {READY_SECONDS:.0f} s: {seen.states}")
+
+
+def _told(seen: Callable[..., tuple[Fact, ...]], rounds: int) -> tuple[Fact, ...]:
+    """All facts: a round is told a moment after its checkpoint lies on the disk."""
+    until, facts = time.monotonic() + TELL_SECONDS, seen()
+    while sum(isinstance(one, RoundDone) for one in facts) < rounds and time.monotonic() < until:
+        time.sleep(ASK)
+        facts = seen()
+    return facts
 
 
 def _alive(it: Federation) -> None:

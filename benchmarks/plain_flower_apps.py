@@ -49,8 +49,8 @@ class Learner:
         from cloister.federated.training.corpus import TagSet  # noqa: PLC0415
         from cloister.federated.training.learning import Reading  # noqa: PLC0415
         from cloister.federated.training.pieces import encoder_of  # noqa: PLC0415
-        from cloister.federated.training.pretrained import open_encoder, open_tokenizer  # noqa: PLC0415
         from cloister.federated.training.tagger import Tagger  # noqa: PLC0415
+        from cloister.inference.pretrained import open_encoder, open_tokenizer  # noqa: PLC0415
 
         folder, tags = Path(self.config["model"]), TagSet(tuple(self.config["kinds"].split()))
         torch.manual_seed(0)

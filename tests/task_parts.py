@@ -43,7 +43,7 @@ def save_encoder(folder: Path, *, seed: int = 1, positions: int = 64) -> Path:
     """A BERT of 20,000 weights with its tokenizer."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    from cloister.federated.training.pretrained import save_pretrained
+    from cloister.inference.pretrained import save_pretrained
 
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = folder.parent / f"{folder.name}.vocab.txt"
@@ -63,7 +63,7 @@ def save_decoder(folder: Path, *, seed: int = 1) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from cloister.federated.training.pretrained import save_pretrained
+    from cloister.inference.pretrained import save_pretrained
 
     folder.mkdir(parents=True, exist_ok=True)
     names = ["<unk>", "<s>", "</s>", *WORDS]

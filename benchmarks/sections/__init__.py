@@ -27,7 +27,7 @@ SECTIONS: Final = (
     "mounts",
     "parquet",
 )
-ON_REQUEST: Final = ("soak", "server_profile", "federated_quality", "federated_cost")
+ON_REQUEST: Final = ("soak", "server_profile", "federated_quality", "federated_cost", "knowledge_retrieval")
 """Run by name alone."""
 
 

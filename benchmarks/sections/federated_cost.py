@@ -28,7 +28,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -128,6 +128,9 @@ class Sites:
         self._root = root
         self._loads = {
             "time": load,
+            "bytes": replace(
+                load, learned=12, held_out=12, rounds=2
+            ),  # they are the weights', and no sentence's
             GROWTH: Load(parties=max(grown), learned=8, held_out=4, rounds=3, tiny=True),
         }
         self._sites: dict[str, Site] = {}
@@ -137,7 +140,7 @@ class Sites:
         if piece.what == GROWTH:
             return self._site(GROWTH).run(Way(CLOISTER, aggregation={}), parties=int(piece.name))
         way = next(one for one in WAYS if one.name == piece.name)
-        return self._site("time").run(way, count=piece.what == "bytes")
+        return self._site(piece.what).run(way, count=piece.what == "bytes")
 
     def _site(self, name: str) -> Site:
         if name not in self._sites:

@@ -285,3 +285,10 @@ class BudgetSpent(FederationError):
 
 class UpdateRefused(FederationError):
     """One party's update that does not count: its form, its size, its round or its time is not what was agreed."""
+
+
+class KnowledgeError(CloisterError):
+    """Documents, their index or what was asked of it cannot be used as they are."""
+
+    layer = "knowledge"
+    exit_code = EXIT_INTERNAL

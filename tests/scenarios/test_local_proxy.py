@@ -26,7 +26,7 @@ import pytest
 
 from cloister.appraisal.draft import draft_policy
 from cloister.encoding import encode_json
-from deployment import CLOISTER, CommandFailedError, secret, start_service
+from deployment import CLOISTER, CommandFailedError, secret, start_service, wait_until
 from proxy import Meddler, Message, Proxy
 from sealed_service import MODEL, Service, launched, platform, running
 
@@ -197,6 +197,22 @@ def test_a_web_page_is_refused_whatever_it_calls_itself(proxied: Local) -> None:
     assert proxied.service.asked == []
 
 
+def test_a_way_up_leads_to_nothing_else_of_the_service(proxied: Local) -> None:
+    port = int(proxied.url.rsplit(":", 1)[1])
+    for path in (
+        "/v1/../healthz",
+        "/v1/%2e%2e/healthz",
+        "/v1/..//echo",
+        f"http://127.0.0.1:{port}/healthz",
+        "//echo",
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: Bearer {proxied.key}\r\n\r\n"
+            connection.sendall(head.encode())
+            assert connection.recv(65536).split(b" ")[1] in (b"400", b"404"), path
+    assert proxied.service.asked == []
+
+
 def test_another_program_without_the_key_is_refused(proxied: Local) -> None:
     for headers in ({}, {"authorization": "Bearer sk-guess"}, {"authorization": f"Bearer {SERVICE_KEY}"}):
         answer = httpx2.post(f"{proxied.url}/v1/chat/completions", json=question(), headers=headers)
@@ -259,9 +275,33 @@ def test_a_socket_is_its_owners_alone_and_the_programs_own_key_goes_through(tmp_
                 tmp_path / "second",
             )
         assert failed.value.code == 4
+        assert path.is_socket()
         it.process.send_signal(signal.SIGTERM)
-        it.process.wait(15)
+        assert it.process.wait(15) == 0
         assert not path.exists()
+
+
+def test_a_proxy_that_still_verifies_keeps_its_socket(tmp_path: Path) -> None:
+    """From the moment that it is there, another cannot take it, and one that fails removes nobody else's."""
+    path = tmp_path / "proxy.socket"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = [
+            CLOISTER, "proxy", f"http://127.0.0.1:{silent.getsockname()[1]}", "--policy", policy_file(tmp_path, launched()),
+            "--unix", path,
+        ]  # fmt: skip
+        first = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(path.is_socket)
+            second = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+            assert second.returncode == 4
+            assert "something is there" in second.stderr
+            assert path.is_socket()
+            path.unlink()
+            path.write_text("somebody's")
+        finally:
+            first.terminate()
+            first.wait(10)
+        assert path.read_text() == "somebody's"
 
 
 def test_a_socket_that_a_killed_proxy_left_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
@@ -300,7 +340,7 @@ def test_a_service_that_is_not_the_one_of_the_policy_gets_no_request(tmp_path: P
                 ],
                 tmp_path / "log",
             )
-        assert failed.value.code == 3
+        assert failed.value.code == 5
         assert "appraisal" in failed.value.line
         assert service.asked == []
 
@@ -367,13 +407,26 @@ class Cuts(Meddler):
         return Message(response.start, (*kept, ("content-length", str(len(body)))), body)
 
 
-def test_an_answer_that_is_cut_off_is_cut_off_for_the_program_too(proxied: Local) -> None:
+def test_an_answer_that_is_cut_off_is_cut_off_for_the_program_too(proxied: Local, tmp_path: Path) -> None:
     """And never looks like a whole one."""
     proxied.between.meddler = Cuts()
-    with pytest.raises((httpx2.RemoteProtocolError, httpx2.ReadError)):
-        proxied.post()
-    with proxied.client() as client, pytest.raises((openai.APIConnectionError, httpx2.TransportError)):
-        list(client.chat.completions.create(**question(stream=True)))
+    whole = proxied.post()  # of one piece, which does not open
+    assert (whole.status_code, whole.json()["error"]["code"]) == (502, "cloister_channel")
+    with (
+        local(tmp_path, answers=["one", "two", "three"], pause=0.3, cadence=0.01) as it,
+        it.client() as client,
+    ):
+        it.between.meddler = Cuts()
+        came = []
+
+        def listen() -> None:
+            for one in client.chat.completions.create(**question(stream=True)):
+                came.append(one.choices[0].delta.content)
+
+        with pytest.raises((openai.APIConnectionError, httpx2.TransportError)):
+            listen()
+        assert came[:2] == ["one", "two"]
+        assert "cut off" in it.log.read_text()
 
 
 def test_what_is_verified_can_be_asked(proxied: Local) -> None:

@@ -77,13 +77,48 @@ def test_who_stops_an_answer_goes_on_from_what_came() -> None:
     assert [one["content"] for one in asked[1]["messages"]] == ["Count.", "one ", "Go on."]
 
 
+def test_ctrl_c_while_a_piece_is_waited_for_keeps_what_came() -> None:
+    class Interrupted(Pieces):
+        def __iter__(self) -> Any:
+            yield event("one ")
+            raise KeyboardInterrupt
+
+    asked: list[Any] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(json.loads(request.content))
+        return httpx2.Response(
+            200, stream=Interrupted(()) if len(asked) == 1 else Pieces((event("two"), DONE))
+        )
+
+    it = Conversation(
+        httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://service"), model="one"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        list(it.ask("Count."))
+    list(it.ask("Go on."))
+    assert [one["content"] for one in asked[1]["messages"]] == ["Count.", "one ", "Go on."]
+
+
+def test_an_answer_in_single_bytes_is_read_in_time() -> None:
+    long = event("x" * 200_000) + DONE
+    it, _ = talk(*(long[place : place + 1] for place in range(len(long))))
+    assert "".join(it.ask("?")) == "x" * 200_000
+
+
+def test_a_squeezed_answer_is_refused() -> None:
+    it, _ = talk(b"not gzip at all", headers={"content-encoding": "gzip"})
+    with pytest.raises(FormatError, match="compressed"):
+        list(it.ask("?"))
+
+
 @pytest.mark.parametrize(
     ("parts", "kind", "said"),
     [
         pytest.param((event("a"),), NetworkError, "broken off", id="an answer without its end"),
         pytest.param((event("a"), b"data: {"), NetworkError, "broken off", id="one cut in a piece"),
         pytest.param((), NetworkError, "broken off", id="no answer"),
-        pytest.param((b"data: {]\n\n", DONE), FormatError, "", id="a piece that is no JSON"),
+        pytest.param((b"data: {]\n\n", DONE), FormatError, "a piece of the answer", id="a piece that is no JSON"),
         pytest.param((b"data: []\n\n", DONE), FormatError, "is none", id="a piece that is a list"),
         pytest.param((b'data: {"choices":[{"delta":7}]}\n\n', DONE), FormatError, "is none", id="a piece of another shape"),
         pytest.param((b'data: {"choices":7}\n\n', DONE), FormatError, "is none", id="choices that are none"),

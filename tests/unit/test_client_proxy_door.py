@@ -19,7 +19,7 @@ def refused(
     *,
     door: Door = DOOR,
     method: str = "POST",
-    path: str = "/v1/chat/completions",
+    path: bytes = b"/v1/chat/completions",
     query: bytes = b"",
     fields: Fields | None = None,
 ) -> Any:
@@ -39,7 +39,7 @@ def refused(
 )
 def test_a_program_with_the_key_is_let_in(fields: Fields) -> None:
     assert refused(fields=fields) is None
-    assert refused(fields=fields, method="GET", path="/v1/models", query=b"limit=1") is None
+    assert refused(fields=fields, method="GET", path=b"/v1/models", query=b"limit=1") is None
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,53 @@ def test_whoever_else_asks_is_refused_as_an_openai_client_understands_it(
         pytest.param({"method": "OPTIONS"}, 405, id="OPTIONS"),
         pytest.param({"method": "CONNECT"}, 405, id="CONNECT"),
         pytest.param({"method": "post"}, 405, id="a method in small letters"),
-        pytest.param({"path": "/"}, 404, id="the root"),
-        pytest.param({"path": "/v1"}, 404, id="no path below"),
-        pytest.param({"path": "/v2/chat"}, 404, id="another API"),
-        pytest.param({"path": "/.well-known/attestation"}, 404, id="what is outside the seal"),
-        pytest.param({"path": "/v1/" + MAX_TARGET * "a"}, 414, id="a long path"),
+        pytest.param({"path": b"/"}, 404, id="the root"),
+        pytest.param({"path": b"/v1"}, 404, id="no path below"),
+        pytest.param({"path": b"/v2/chat"}, 404, id="another API"),
+        pytest.param({"path": b"/.well-known/attestation"}, 404, id="what is outside the seal"),
+        pytest.param({"path": b"/%76%31/models"}, 404, id="the API in disguise"),
+        pytest.param({"path": b"//v1/models"}, 404, id="a slash before"),
+        pytest.param({"path": b"http://evil.example/v1/models"}, 404, id="a whole address"),
+        pytest.param({"path": b"*"}, 404, id="a star"),
+        pytest.param({"path": b""}, 404, id="nothing"),
+        pytest.param({"path": b"/v1/../admin"}, 400, id="a way up"),
+        pytest.param({"path": b"/v1/./models"}, 400, id="a way that stays"),
+        pytest.param({"path": b"/v1/%2e%2e/admin"}, 400, id="a way up in disguise"),
+        pytest.param({"path": b"/v1/%2E./admin"}, 400, id="a way up half in disguise"),
+        pytest.param({"path": b"/v1/a%2fb"}, 400, id="a slash in disguise"),
+        pytest.param({"path": b"/v1/a%5Cb"}, 400, id="a backslash in disguise"),
+        pytest.param({"path": b"/v1/a\\b"}, 400, id="a backslash"),
+        pytest.param({"path": b"/v1//models"}, 400, id="an empty part"),
+        pytest.param({"path": b"/v1/"}, 400, id="an empty last part"),
+        pytest.param({"path": b"/v1/a%zz"}, 400, id="a malformed escape"),
+        pytest.param({"path": b"/v1/a#b"}, 400, id="a fragment"),
+        pytest.param({"path": b"/v1/a\xff"}, 400, id="no ASCII"),
+        pytest.param({"path": b"/v1/" + MAX_TARGET * b"a"}, 414, id="a long path"),
         pytest.param({"query": MAX_TARGET * b"a"}, 414, id="a long query"),
     ],
 )
 def test_nothing_but_the_api_is_passed_on(asked: dict[str, Any], status: int) -> None:
     assert refused(**asked).status == status
+
+
+@pytest.mark.parametrize("path", [b"/v1/models", b"/v1/models/a-b_c.d~1", b"/v1/files/f%20x", b"/v1/a:b/@c"])
+def test_plain_paths_below_the_api_are_passed_on(path: bytes) -> None:
+    assert refused(path=path) is None
+
+
+@pytest.mark.parametrize(
+    ("port", "address", "host"),
+    [
+        (80, "127.0.0.1", b"localhost"),
+        (80, "127.0.0.1", b"127.0.0.1:80"),
+        (9, "127.0.0.2", b"127.0.0.2:9"),
+        (9, "::1", b"[::1]:9"),
+    ],
+)
+def test_a_door_answers_to_the_address_that_it_listens_on(port: int, address: str, host: bytes) -> None:
+    door = Door.of_port(port, KEY, address=address)
+    assert refused(door=door, fields=[(b"host", host), BEARER]) is None
+    assert refused(door=door, fields=[(b"host", b"127.0.0.3"), BEARER]).status == 421
 
 
 def test_who_may_open_the_socket_needs_no_key_and_a_web_page_cannot() -> None:

@@ -117,7 +117,7 @@ def test_the_saved_adapter_is_read_by_peft_and_by_who_serves_it(
 ) -> None:
     from peft import PeftModel
 
-    from cloister.federated.training.pretrained import open_decoder
+    from cloister.inference.pretrained import open_decoder
 
     task = opened()
     trained = task.train(task.arrays(), number=1, seed=3, step=quiet).arrays

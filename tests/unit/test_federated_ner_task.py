@@ -20,9 +20,9 @@ from cloister.federated.ledger import Ledger
 from cloister.federated.privacy import Charge, spent
 from cloister.federated.tasks import ExamplePrivacy, Opening, Settings, Trained, find_task
 from cloister.federated.training.ner import NerTraining, read_settings
-from cloister.federated.training.pretrained import check_length
 from cloister.federated.training.tagger_files import open_tagger
 from cloister.federated.updates import decode_arrays, encode_arrays
+from cloister.inference.pretrained import check_length
 from cloister.sealing.key_file import KeyFile
 from task_parts import PRIVACY, WORDS, distance, opening, same, save_encoder
 

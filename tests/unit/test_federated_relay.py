@@ -31,17 +31,16 @@ from cloister.federated.mesh import FederationMesh, encoded, party_context
 from cloister.federated.relay import (
     FLEET,
     GET_FAB,
-    MAX_BODY,
     MAX_FAB,
     PATHS,
     Relay,
     admitted_party,
-    connections,
     own_bundle,
     own_node,
 )
 from cloister.federated.roster import Member, Roster
 from cloister.federated.serving import ThreadedServer, listen, peer_certificate
+from cloister.federated.upstream import MAX_BODY, connections
 from federation_parts import NAMES, agreed, federation, identity
 
 NOW = int(time.time())
@@ -247,7 +246,7 @@ def test_answers_come_side_by_side_and_over_a_new_certificate_from_its_renewal_o
     async def run() -> list[int]:
         under_way = [asyncio.create_task(through(relay, scope(), b"")) for _ in range(4)]
         await asyncio.to_thread(begun.wait, 20)
-        relay.use(other._pool)
+        relay.use(other._upstream._pool)
         go.set()
         last = await through(relay, scope(), b"")
         return [status for status, _, _ in await asyncio.gather(*under_way)] + [last[0]]
@@ -257,7 +256,8 @@ def test_answers_come_side_by_side_and_over_a_new_certificate_from_its_renewal_o
 
 
 @pytest.mark.parametrize(
-    "address", ["", "host", "host:", ":9", "host:0", "host:65536", "host:٣", "host:-1", "host:1e3"]
+    "address",
+    ["", "host", "host:", ":9", "[]:9", "a\r\nb:9", "host:0", "host:65536", "host:٣", "host:-1", "host:1e3"],
 )
 def test_what_no_address_is_leads_nowhere(address: str) -> None:
     with pytest.raises(FederationError, match="is no HOST:PORT"):

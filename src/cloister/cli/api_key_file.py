@@ -10,6 +10,7 @@ from typing import Final
 from cloister.errors import UsageError
 
 MAX_KEY_FILE: Final = 64 * 1024
+MIN_OWN_KEY: Final = 16
 
 
 def read_api_key(path: Path) -> str:
@@ -31,7 +32,11 @@ def own_key(path: Path) -> str:
     """The key in this private file, which is made where there is none. Raises :class:`UsageError`."""
     from cloister.manifest.storage import write_whole
 
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError:
+        there = True  # and cannot be looked at, which reading it says
+    if not there:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -43,7 +48,13 @@ def own_key(path: Path) -> str:
         except UsageError:
             if not path.exists():  # else another proxy made it a moment ago
                 raise
-    return read_api_key(path)
+    key = read_api_key(path)
+    if len(key) < MIN_OWN_KEY:
+        raise UsageError(
+            f"the proxy's own key in {path} has under {MIN_OWN_KEY} characters, and can be guessed",
+            todo="remove the file: another is made",
+        )
+    return key
 
 
 def own_key_path(environment: Mapping[str, str], home: Path) -> Path:

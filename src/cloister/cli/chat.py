@@ -49,10 +49,15 @@ def command(
     ] = False,
 ) -> None:
     """Talk to a verified service in the terminal; with standard input redirected, ask it one question."""
+    import resource
+
     from cloister.channel.transport import connect
     from cloister.cli.api_key_file import read_api_key
     from cloister.client.conversation import Conversation
 
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (0, 0)
+    )  # what is said is in this memory: no image of it is written
     headers = {"authorization": f"Bearer {read_api_key(service_key_file)}"} if service_key_file else {}
     told = _read(system) if system else ""
     with connect(url, policy=policy, manifest=manifest) as client:
@@ -81,14 +86,19 @@ def _once(talk: Conversation, *, as_json: bool) -> None:
 
 
 def _converse(talk: Conversation, client: SealedClient) -> None:
-    import readline  # noqa: F401 -- gives input() a line editor; its history stays in memory
+    import readline  # gives input() a line editor; its history stays in memory
+
+    from cloister.client.conversation import plain
 
     console = Console(stderr=True)
     _verified(console, client)
-    console.print(f"{talk.model} · {_HELP}", style="dim", markup=False, soft_wrap=True)
+    console.print(f"{plain(talk.model)} · {_HELP}", style="dim", markup=False, soft_wrap=True)
     while True:
         try:
             question = input("\n> ").strip()
+        except UnicodeDecodeError:
+            console.print("this was no UTF-8 text", style="red")
+            continue
         except (EOFError, KeyboardInterrupt):
             typer.echo()
             return
@@ -96,13 +106,25 @@ def _converse(talk: Conversation, client: SealedClient) -> None:
             return
         if question == "/new":
             talk.begin_anew()
+            readline.clear_history()
         elif question == "/verify":
-            client.verify()
-            _verified(console, client)
+            _verify_again(console, client)
         elif question.startswith("/"):
             console.print(_HELP, style="dim", markup=False)
         elif question:
             _answer(talk, question, console)
+
+
+def _verify_again(console: Console, client: SealedClient) -> None:
+    """Ends the conversation where the service is not who it was; that it does not answer may pass."""
+    from cloister.errors import NetworkError
+
+    try:
+        client.verify()
+    except NetworkError as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+    else:
+        _verified(console, client)
 
 
 def _answer(talk: Conversation, question: str, console: Console) -> None:

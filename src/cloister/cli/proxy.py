@@ -1,6 +1,7 @@
 """`cloister proxy URL`: any program that speaks OpenAI's API reaches a verified workload by changing its base URL alone.
 
-Exit codes: 0 stopped, 2 usage, 3 and 5 as `cloister verify`, 4 the service does not answer or the port is taken.
+Exit codes: 0 stopped (Ctrl-C, SIGTERM), 2 usage, 3 and 5 as `cloister verify`, 4 the service does not answer, or the port is
+taken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cloister.errors import UsageError
 if TYPE_CHECKING:
     import httpx2
 
-    from cloister.channel.transport import AsyncSealedClient
+    from cloister.channel.transport import AsyncSealedTransport
     from cloister.channel.verification import Verification
 
 LISTEN = "127.0.0.1:8788"
@@ -65,7 +66,15 @@ def command(
     """Seal what any OpenAI program sends, to a verified service: change its base URL, and nothing else."""
     from cloister.channel.transport import prepare
     from cloister.cli.api_key_file import own_key, own_key_path, read_api_key
-    from cloister.cli.serving import address_of, run_server, take_port, take_socket
+    from cloister.cli.interruption import ended_like_ctrl_c
+    from cloister.cli.serving import (
+        address_of,
+        identity_of,
+        remove_socket,
+        run_server,
+        take_port,
+        take_socket,
+    )
     from cloister.client.guard import require_loopback
     from cloister.client.proxy import Proxy
     from cloister.client.proxy_door import Door
@@ -78,25 +87,32 @@ def command(
     origin, verification = prepare(url, policy, manifest=manifest, allow_classical_kem=allow_classical_kem)
     own = None if unix else key_file or own_key_path(os.environ, Path.home())
     listener = take_port(address, port) if unix is None else take_socket(unix)
+    mine = identity_of(unix)
     try:
-        with listener:
-            door = Door.of_socket() if own is None else Door.of_port(listener.getsockname()[1], own_key(own))
-            client = verified(origin, verification)
+        with listener, ended_like_ctrl_c():
+            listener.listen()  # it is ours from now on; whoever asks waits for the verification
+            key = None if own is None else own_key(own)
+            bound = listener.getsockname()
+            door = Door.of_socket() if key is None else Door.of_port(bound[1], key, address=bound[0])
+            sealed = verified(origin, verification)
             _explain(address_of(listener), own, as_json=as_json)
             run_server(
-                Proxy(client, door, service_key=service_key, told=_tell), listener, name="proxy", as_json=as_json,
+                Proxy(origin, sealed, door, service_key=service_key, told=_tell), listener, name="proxy", as_json=as_json,
                 facts={} if own is None else {"key_file": str(own)},
             )  # fmt: skip
+    except KeyboardInterrupt:
+        raise typer.Exit from None  # Ctrl-C and SIGTERM are how it ends
     finally:
         if unix is not None:
-            unix.unlink(missing_ok=True)
+            remove_socket(unix, mine)
 
 
-def verified(origin: httpx2.URL, verification: Verification) -> AsyncSealedClient:
-    """A client for a service that has just been verified, and is again when its result ends. Raises as `connect`."""
-    from cloister.channel.transport import AsyncSealedClient, AsyncSealedTransport, SealedTransport
-    from cloister.channel.wire import DEFAULT_TIMEOUT
-    from cloister.client.proxy import in_words
+def verified(origin: httpx2.URL, verification: Verification) -> AsyncSealedTransport:
+    """To a service that has just been verified, and is again when its result ends. Raises as `connect`."""
+    import httpx2
+
+    from cloister.channel.transport import AsyncSealedTransport, SealedTransport
+    from cloister.client.proxy import MAX_REQUESTS, in_words
 
     first = SealedTransport(origin, verification)
     try:
@@ -107,9 +123,10 @@ def verified(origin: httpx2.URL, verification: Verification) -> AsyncSealedClien
     Console(stderr=True).print(
         in_words(result.claims, result.expires), style=loud, soft_wrap=True, markup=False
     )
-    return AsyncSealedClient(
-        AsyncSealedTransport(origin, verification), base_url=str(origin), timeout=DEFAULT_TIMEOUT
-    )
+    # Verifications come beside requests, and must not wait for them.
+    limits = httpx2.Limits(max_connections=2 * MAX_REQUESTS, max_keepalive_connections=MAX_REQUESTS)
+    outer = httpx2.AsyncHTTPTransport(verify=origin.scheme == "https", limits=limits)
+    return AsyncSealedTransport(origin, verification, outer)
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -125,7 +142,9 @@ def _explain(url: str, own: Path | None, *, as_json: bool) -> None:
     """How programs use it, once."""
     if as_json or own is None:
         return
-    typer.echo(f"export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=$(cat {shlex.quote(str(own))})", err=True)
+    typer.echo(
+        f"export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=$(cat {shlex.quote(str(own.absolute()))})", err=True
+    )
 
 
 def _tell(line: str) -> None:

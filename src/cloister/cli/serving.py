@@ -215,10 +215,10 @@ def take_port(host: str, port: int) -> socket.socket:
         taken.close()
         if error.errno == errno.EADDRINUSE:
             raise NetworkError(
-                f"port {port} of {host} is taken", todo="stop what listens there, or pass another --port"
+                f"port {port} of {host} is taken", todo="stop what listens there, or name another port"
             ) from None
         raise NetworkError(
-            f"cannot listen on {host} port {port}: {error.strerror}", todo="check --host and --port"
+            f"cannot listen on {host} port {port}: {error.strerror}", todo="check address and port"
         ) from None
     return taken
 
@@ -246,12 +246,30 @@ def take_socket(path: Path) -> socket.socket:
     return taken
 
 
+def identity_of(path: Path | None) -> tuple[int, int] | None:
+    """Which file is there now."""
+    try:
+        found = None if path is None else path.stat(follow_symlinks=False)
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
+def remove_socket(path: Path, mine: tuple[int, int] | None) -> None:
+    """Unless another has taken its place."""
+    if mine is not None and identity_of(path) == mine:
+        path.unlink(missing_ok=True)
+
+
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(2.0)
         try:
             asking.connect(str(path))
         except ConnectionRefusedError:
             return False
+        except TimeoutError:  # somebody is there, and busy
+            return True
     return True
 
 

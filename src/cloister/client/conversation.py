@@ -6,6 +6,7 @@ model writes is text of others: :func:`plain` makes it harmless for a terminal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ MAX_EVENT: Final = 1 << 20
 MAX_ANSWER: Final = 16 << 20
 """Bytes of one answer's stream."""
 MAX_ERROR: Final = 64 * 1024
+MAX_NAME: Final = 512
+_END: Final = re.compile(rb"\r?\n\r?\n")
 _JOINERS: Final = "\u200c\u200d"
 """They print nothing and steer nothing, and several scripts and emoji need them."""
 
@@ -69,13 +72,13 @@ class Conversation:
         try:
             with self._client.stream("POST", CHAT, content=encode_json(body), headers=fields) as response:
                 _check(response)
-                for piece in _pieces(response.iter_bytes()):
+                for piece in _pieces(_raw(response)):
                     answer.append(piece)
                     yield piece
         except httpx2.TransportError as error:
             raise _unanswered(error) from None
-        except GeneratorExit:
-            self._keep(asked, answer)
+        except (GeneratorExit, KeyboardInterrupt):
+            self._keep(asked, answer)  # Ctrl-C comes while the next piece is waited for
             raise
         self._keep(asked, answer)
 
@@ -90,7 +93,7 @@ class Conversation:
         except httpx2.TransportError as error:
             raise _unanswered(error) from None
         try:
-            return str(listed["data"][0]["id"])
+            return str(listed["data"][0]["id"])[:MAX_NAME]
         except (KeyError, IndexError, TypeError):
             raise InferenceError("the service names no model", todo="pass --model") from None
 
@@ -105,20 +108,32 @@ def plain(text: str) -> str:
     )
 
 
+def _raw(response: httpx2.Response) -> Iterator[bytes]:
+    """As it came: nobody asked for it to be squeezed."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise FormatError("the answer is compressed, which nobody asked for")
+    return response.iter_raw()
+
+
 def _pieces(parts: Iterator[bytes]) -> Iterator[str]:
     """Text of a stream of chat completion chunks, up to its end mark."""
-    rest, read = b"", 0
+    rest, read, seen = bytearray(), 0, 0
     for part in parts:
         read += len(part)
-        *events, rest = (rest + part).replace(b"\r\n", b"\n").split(b"\n\n")
-        if len(rest) > MAX_EVENT or read > MAX_ANSWER:
+        rest += part
+        if read > MAX_ANSWER:
             raise FormatError("the answer is longer than any that is read")
-        for event in events:
-            data = b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
+        while (end := _END.search(rest, max(0, seen - 3))) is not None:
+            event, seen = bytes(rest[: end.start()]), 0
+            del rest[: end.end()]
+            data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
             if data == b"[DONE]":
                 return
             if data:
                 yield from _said(data)
+        seen = len(rest)
+        if seen > MAX_EVENT:
+            raise FormatError("the answer is longer than any that is read")
     raise NetworkError("the answer was broken off", todo="ask again")
 
 
@@ -161,7 +176,7 @@ def _check(response: httpx2.Response) -> None:
 
 def _bounded(response: httpx2.Response) -> bytes:
     found = bytearray()
-    for part in response.iter_bytes():
+    for part in _raw(response):
         found += part
         if len(found) > MAX_ERROR:
             raise FormatError(f"an answer is over its bound of {MAX_ERROR} bytes")

@@ -66,8 +66,8 @@ def require_loopback(host: str) -> str:
     except ValueError:
         pass
     raise UsageError(
-        f"{host[:64]!r} is not this machine's own address, and the page is for its user alone",
-        todo="leave --host out; from another machine: ssh -L 8097:127.0.0.1:8097",
+        f"{host[:64]!r} is not this machine's own address, and this is for its user alone",
+        todo="listen on 127.0.0.1; from another machine: ssh -L 8097:127.0.0.1:8097, with the port it says",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Self
@@ -22,6 +23,8 @@ _METHODS: Final = frozenset(("GET", "HEAD", "POST", "DELETE"))
 _NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 _BY_BROWSERS: Final = (b"origin", b"sec-fetch-site", b"access-control-request-method")
 """Of these one at least is in every request that a page can cause in a browser of this decade."""
+_SEGMENT: Final = re.compile(rb"(?:[A-Za-z0-9\-_~!$&'()*+,;=:@.]|%(?!2[eEfF]|5[cC])[0-9A-Fa-f]{2})+\Z")
+"""Of a path: nothing that a URL may not have, and neither dot, slash nor backslash in disguise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +50,21 @@ class Door:
     key: bytes | None = field(repr=False)
 
     @classmethod
-    def of_port(cls, port: int, key: str) -> Self:
-        """On loopback."""
-        return cls(frozenset(f"{name}:{port}" for name in _NAMES), _digest(key))
+    def of_port(cls, port: int, key: str, *, address: str = "127.0.0.1") -> Self:
+        """On loopback, at ``address`` too."""
+        names = (*_NAMES, f"[{address}]" if ":" in address else address)
+        shown = {f"{name}:{port}" for name in names} | (
+            {*names} if port == 80 else set()
+        )  # clients leave 80 out
+        return cls(frozenset(shown), _digest(key))
 
     @classmethod
     def of_socket(cls) -> Self:
         """On a Unix socket that only its owner may open."""
         return cls(None, None)
 
-    def refusal(self, method: str, path: str, query: bytes, fields: Fields) -> Refusal | None:
-        """Why a request is not passed on; None lets it in."""
+    def refusal(self, method: str, path: bytes, query: bytes, fields: Fields) -> Refusal | None:
+        """Why a request is not passed on; None lets it in. ``path`` is as it came, without the query."""
         found: dict[bytes, list[bytes]] = {}
         for name, value in fields:
             found.setdefault(name.lower(), []).append(value)
@@ -78,13 +85,16 @@ class Door:
         return right and scheme.lower() == b"bearer"
 
 
-def _misplaced(method: str, path: str, query: bytes) -> Refusal | None:
+def _misplaced(method: str, path: bytes, query: bytes) -> Refusal | None:
     if method not in _METHODS:
         return Refusal(405, "method_not_allowed", f"this proxy passes on {', '.join(sorted(_METHODS))}")
     if len(path) + len(query) > MAX_TARGET:
         return Refusal(414, "address_too_long", f"path and query are over {MAX_TARGET} bytes")
-    if not path.startswith("/v1/"):
+    root, *segments = path.removeprefix(b"/").split(b"/")
+    if not path.startswith(b"/") or root != b"v1" or not segments:
         return Refusal(404, "not_found", "the API is below /v1: the base URL ends with it")
+    if any(one in (b".", b"..") or not _SEGMENT.match(one) for one in segments):
+        return Refusal(400, "malformed_address", "this is no plain path below /v1")
     return None
 
 

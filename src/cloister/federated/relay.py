@@ -9,14 +9,11 @@ that Flower hands out: any other than the one that this program makes itself is 
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import logging
-import ssl
+from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 import urllib3
@@ -24,9 +21,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from cloister.channel import asgi
-from cloister.errors import CloisterError, FederationError, FormatError
+from cloister.errors import CloisterError, FederationError
 from cloister.federated.mesh import FederationMesh
 from cloister.federated.roster import Roster
+from cloister.federated.upstream import MAX_BODY, SECONDS, Upstream
 
 FLEET: Final = "/v1/fleet/"
 GET_FAB: Final = f"{FLEET}get-fab"
@@ -41,12 +39,9 @@ PATHS: Final = frozenset(
 KEY_HEADER: Final = b"flwr-public-key"
 PEER: Final = "cloister.peer"
 """The scope's extension that has the certificate of the other side, DER (peer_protocol.py)."""
-MAX_BODY: Final = 64 << 20
-"""Bytes of one request or answer; Flower cuts large arrays into pieces of 5 MiB."""
+MAX_UNDER_WAY: Final = 64
+"""Requests of one peer at once."""
 MAX_FAB: Final = 1 << 20
-MAX_CONNECTIONS: Final = 32
-"""To the other side, and threads that wait for it."""
-SECONDS: Final = 120.0
 _HOP: Final = frozenset(
     (
         b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"te", b"upgrade",
@@ -62,37 +57,8 @@ CheckAnswer = Callable[[str, bytes], None]
 """Looks at an answer by the request's path. Raises FederationError."""
 
 
-def connections(
-    address: str, context: ssl.SSLContext, *, name: str | None = None
-) -> urllib3.HTTPSConnectionPool:
-    """To the server at ``address`` (host and port) by TLS, kept open. ``name`` is what its certificate has to be called,
-    where that is not its host. Raises FederationError for what no address is.
-    """
-    host, _, number = address.rpartition(":")
-    port = int(number) if number.isascii() and number.isdecimal() else 0
-    if not host or not 1 <= port <= 65535:
-        raise FederationError(f"the tunnel's address {address[:80]!r} is no HOST:PORT")
-    return urllib3.HTTPSConnectionPool(
-        host.strip("[]"), port, ssl_context=context, server_hostname=name, maxsize=MAX_CONNECTIONS, block=True,
-        retries=False, timeout=urllib3.Timeout(connect=SECONDS, read=SECONDS),
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What came back."""
-
-    status: int
-    fields: list[tuple[bytes, bytes]]
-    body: bytes
-
-
 class Relay:
-    """ASGI application that passes requests on to the server of ``pool`` and answers back.
-
-    A whole model goes through it each round. So bodies are sent and read in threads, from sockets that block: the same took
-    three times as much of a processor where an event loop handed on 64 KiB at a time.
-    """
+    """ASGI application that passes requests on to the server of ``pool`` and answers back."""
 
     def __init__(
         self,
@@ -101,22 +67,21 @@ class Relay:
         check: Check,
         check_answer: CheckAnswer = lambda _path, _body: None,
     ) -> None:
-        self._pool = pool
-        self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="relay")
+        self._upstream = Upstream(pool)
         self._check = check
         self._check_answer = check_answer
+        self._under_way: Counter[bytes | None] = Counter()
+        """By whose certificate."""
         self.bytes = 0
         """Of all bodies passed on, both ways."""
 
     def use(self, pool: urllib3.HTTPConnectionPool) -> None:
-        """Pass on by ``pool`` from now on: a renewed certificate. What is under way by the one before comes to its end."""
-        before, self._pool = self._pool, pool
-        before.close()
+        """Pass on by ``pool`` from now on."""
+        self._upstream.use(pool)
 
     def close(self) -> None:
-        """Nothing is passed on any more. What is under way comes to its end."""
-        self._pool.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Nothing is passed on any more."""
+        self._upstream.close()
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         if scope["type"] == "lifespan":
@@ -124,57 +89,42 @@ class Relay:
             return
         if scope["type"] != "http":
             return
+        peer = scope.get("extensions", {}).get(PEER)
+        self._under_way[peer] += 1
+        try:
+            await self._pass_on(scope, receive, send, first=self._under_way[peer] <= MAX_UNDER_WAY)
+        finally:
+            self._under_way[peer] -= 1
+            if not self._under_way[peer]:
+                del self._under_way[peer]
+
+    async def _pass_on(
+        self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send, *, first: bool
+    ) -> None:
+        """``first``: whether few requests of the same peer are under way."""
         path = scope["path"]
         try:
             if scope["method"] != "POST" or path not in PATHS or scope["query_string"]:
                 raise FederationError("this is none of the paths by which parties exchange messages")
             self._check(scope)
+            if not first:
+                raise TimeoutError("too many at once")
             body = await asgi.read_body(receive, limit=MAX_BODY, seconds=SECONDS)
             fields = [(name, value) for name, value in scope["headers"] if name not in _HOP]
-            answer = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._passed_on, path, fields, body
-            )
+            answer = await self._upstream.ask(path, fields, body)
             self._check_answer(path, answer.body)
         except asgi.ClientGone:
             return
         except CloisterError as error:
             _log.warning("refused: %s", error)
             await _answer(send, 403, [], error.what.encode())
-        except (urllib3.exceptions.HTTPError, OSError, TimeoutError) as error:
-            _log.debug("not passed on (%s)", type(error).__name__)
+        except (OSError, TimeoutError) as error:
+            _log.debug("not passed on (%s)", error)
             await _answer(send, 503, [], b"the other side does not answer")
         else:
             self.bytes += len(body) + len(answer.body)
-            await _answer(send, answer.status, answer.fields, answer.body)
-
-    def _passed_on(self, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> _Answer:
-        """In a thread. Raises FormatError for more than there can be or in another form, urllib3's HTTPError, OSError."""
-        headers = urllib3.HTTPHeaderDict(
-            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
-        )
-        while True:
-            pool = self._pool
-            try:
-                answer = pool.urlopen("POST", path, body, headers, redirect=False, preload_content=False)
-                break
-            except urllib3.exceptions.ClosedPoolError:
-                if pool is self._pool:  # and not replaced a moment ago
-                    raise
-        try:
-            content = answer.read(MAX_BODY + 1, decode_content=False)
-            if len(content) > MAX_BODY:
-                raise FormatError(f"an answer is over its bound of {MAX_BODY} bytes")
-            if answer.headers.get("content-encoding", "identity") != "identity":
-                raise FormatError("an answer is compressed, which nobody asked for")
-        except BaseException:
-            answer.close()
-            raise
-        answer.release_conn()
-        back = [
-            (name.lower().encode("latin-1"), value.encode("latin-1"))
-            for name, value in answer.headers.items()
-        ]
-        return _Answer(answer.status, [(name, value) for name, value in back if name not in _HOP], content)
+            back = [(name, value) for name, value in answer.fields if name not in _HOP]
+            await _answer(send, answer.status, back, answer.body)
 
     async def _live(self, receive: asgi.Receive, send: asgi.Send) -> None:
         while True:

@@ -21,8 +21,9 @@ from cloister.federated.flower.workshop import SOCKET, Answer, Workshop
 from cloister.federated.identity import Identity
 from cloister.federated.mesh import party_context
 from cloister.federated.messages import Renewal, TaskOrder
-from cloister.federated.relay import Relay, connections, own_bundle, own_node
+from cloister.federated.relay import Relay, own_bundle, own_node
 from cloister.federated.serving import ThreadedServer, listen
+from cloister.federated.upstream import connections
 
 
 class PartyNode:

@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cloister.errors import FederationError
 from cloister.federated.flower.app import write_app
 from cloister.federated.identity import public_openssh
-from cloister.federated.relay import connections
+from cloister.federated.upstream import connections
 
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0

@@ -22,7 +22,13 @@ from torch.nn import functional
 from cloister.errors import UsageError
 from cloister.federated.tasks import Opening, Scored, Settings, Step, Trained
 from cloister.federated.training.learning import fit, products
-from cloister.federated.training.pretrained import (
+from cloister.federated.training.settings import Plan, read_plan
+from cloister.federated.training.tagger import filled
+from cloister.federated.training.task_settings import SettingsReader
+from cloister.federated.training.texts import read_labelled
+from cloister.federated.training.weights import put_weights, weights_of
+from cloister.federated.updates import Arrays
+from cloister.inference.pretrained import (
     check_directory,
     check_length,
     copy_tokenizer,
@@ -30,12 +36,6 @@ from cloister.federated.training.pretrained import (
     open_tokenizer,
     save_pretrained,
 )
-from cloister.federated.training.settings import Plan, read_plan
-from cloister.federated.training.tagger import filled
-from cloister.federated.training.task_settings import SettingsReader
-from cloister.federated.training.texts import read_labelled
-from cloister.federated.training.weights import put_weights, weights_of
-from cloister.federated.updates import Arrays
 
 NAME: Final = "sequence-classification"
 _BATCH: Final = 32

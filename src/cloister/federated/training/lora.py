@@ -25,7 +25,6 @@ from torch.nn import functional
 from cloister.errors import FormatError, UsageError
 from cloister.federated.tasks import Opening, Scored, Settings, Step, Trained
 from cloister.federated.training.learning import fit, products
-from cloister.federated.training.pretrained import check_directory, check_length, open_decoder, open_tokenizer
 from cloister.federated.training.settings import Plan, read_plan
 from cloister.federated.training.tagger import filled
 from cloister.federated.training.task_settings import SettingsReader
@@ -33,6 +32,7 @@ from cloister.federated.training.texts import read_texts
 from cloister.federated.training.weights import arrays_of, put_arrays
 from cloister.federated.updates import Arrays, encode_arrays
 from cloister.inference.lora import CONFIG_NAME, MAX_RANK, WEIGHTS_NAME
+from cloister.inference.pretrained import check_directory, check_length, open_decoder, open_tokenizer
 
 NAME: Final = "causal-lm-lora"
 _BATCH: Final = 8

@@ -17,7 +17,11 @@ from cloister.errors import FormatError, UsageError
 from cloister.federated.training.corpus import OUTSIDE, Sentence, TagSet
 from cloister.federated.training.learning import Reading, predict
 from cloister.federated.training.pieces import encoder_of
-from cloister.federated.training.pretrained import (
+from cloister.federated.training.tagger import Tagger
+from cloister.federated.training.weights import arrays_of, put_arrays
+from cloister.federated.updates import decode_arrays, encode_arrays
+from cloister.inference.model_files import ModelFiles
+from cloister.inference.pretrained import (
     check_directory,
     check_length,
     copy_tokenizer,
@@ -25,10 +29,6 @@ from cloister.federated.training.pretrained import (
     open_tokenizer,
     save_pretrained,
 )
-from cloister.federated.training.tagger import Tagger
-from cloister.federated.training.weights import arrays_of, put_arrays
-from cloister.federated.updates import decode_arrays, encode_arrays
-from cloister.inference.model_files import ModelFiles
 
 HEAD_NAME: Final = "head.safetensors"
 TAGGER_NAME: Final = "tagger.json"

@@ -118,7 +118,7 @@ def load(kind: Any, folder: Path, *, new: Callable[[str], bool] = lambda name: F
     lacking = [name for name in found["missing_keys"] if not new(name)]
     count = len(lacking) + len(found["mismatched_keys"])
     if count:
-        # transformers would make them up, and each party would learn from other random numbers.
+        # transformers would make them up, and whoever loads it would have other random numbers.
         raise UsageError(f"the model's files lack {count} of its weights", todo="download it again")
     return model
 

@@ -1,0 +1,39 @@
+"""What is found by words: text made ready for the full-text index, and questions as its queries. Pure.
+
+SQLite's tokenizer takes a run of Chinese, Japanese or Thai letters for one word. So each of them is set apart, and a
+question's runs are asked for as pairs of neighbours. No operator of a question gets through: everything is a quoted word.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from typing import Final
+
+MAX_WORDS: Final = 64
+"""Of a question; what is longer is cut."""
+_LETTERS: Final = (
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
+"""Of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+_ALONE: Final = re.compile(f"({_LETTERS})")
+_RUN: Final = re.compile(f"({_LETTERS}+)")
+_WORD: Final = re.compile(r"[^\W_]+")
+
+
+def set_apart(text: str) -> str:
+    """``text`` as it is indexed: composed alike, letters of scripts without spaces one by one."""
+    return _ALONE.sub(r" \1 ", unicodedata.normalize("NFKC", text))
+
+
+def words_query(question: str) -> str:
+    """An FTS5 query for passages with any of the words of ``question``; empty if it has none."""
+    asked: list[str] = []
+    for word in _WORD.findall(unicodedata.normalize("NFKC", question)):
+        for run in filter(None, _RUN.split(word)):
+            pairs = [f"{one} {other}" for one, other in itertools.pairwise(run)] if _RUN.match(run) else []
+            asked += pairs or [run]
+    kept = list(dict.fromkeys(asked))[:MAX_WORDS]
+    return " OR ".join(f'"{word}"' for word in kept)
