@@ -5,8 +5,8 @@ fixed seed, and the document has to be found. Its text and title are in the inde
 answer some of the questions word by word; then only the one asked for counts. Documents are cut into passages of what
 all-MiniLM-L6-v2 reads at once, and a document stands where the best of its passages does.
 
-Everything is done as a service does it, in one process: the database is encrypted, lies in memory, and a question is embedded
-when it is asked. For 100,000 vectors and more the passages are added again under other names, their vectors moved by noise.
+Everything is done as a service does it, in one process: the database is encrypted, lies in memory, and a question is
+embedded when it is asked. For 100,000 vectors the passages are added again under other names, their vectors moved by noise.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run(options: Options) -> Result:
     with (
         tempfile.TemporaryDirectory(prefix="knowledge-", dir="/dev/shm") as folder,
         Progress(transient=True) as bar,
-    ):  # noqa: S108
+    ):
         encoder = _encoder()
         index = Index.open(
             Path(folder) / "index.db", os.urandom(32), model=encoder.name, dimensions=encoder.dimensions
@@ -276,8 +276,8 @@ def _result(
             )
             for way, one in asked.items()
         ),
-        f"{len(asked['hybrid'].places)} questions to {len(records)} documents in {filled.passages} passages; milliseconds from "
-        f"the question to the best {DEEP} passages.",
+        f"{len(asked['hybrid'].places)} questions to {len(records)} documents in {filled.passages} passages; milliseconds "
+        f"from the question to the best {DEEP} passages.",
     )
     whole = filled.cutting + filled.embedding + filled.storing
     ingest = Table(
@@ -306,8 +306,8 @@ def _result(
                 _ms(large.hybrid, 95), f"{large.agreement:.3f}", shown(size / 2**20, "MiB"), shown(large.memory, "MiB"),
             ),
         ),
-        "Both includes the embedding of the question. Memory is this process's, with torch, the encoder, the database, which "
-        "lies in memory too, and the vectors once more for comparison.",
+        "Both includes the embedding of the question. Memory is this process's, with torch, the encoder, the database, "
+        "which lies in memory too, and the vectors once more for comparison.",
     )  # fmt: skip
     best = max(asked["words"].recall, asked["vectors"].recall)
     chart = Chart(
