@@ -292,3 +292,9 @@ class KnowledgeError(CloisterError):
 
     layer = "knowledge"
     exit_code = EXIT_INTERNAL
+
+
+class DocumentRefused(KnowledgeError):
+    """A document that is not what its name says, cannot be read, or is over a bound."""
+
+    exit_code = EXIT_USAGE

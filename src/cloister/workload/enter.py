@@ -132,6 +132,9 @@ def start(
         return child
     child.kill()
     child.wait()
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
     if not said.removeprefix(_EXECUTING) and child.returncode in _ASKED_TO_END:
         raise KeyboardInterrupt
     raise _refusal(said.removeprefix(_EXECUTING), child.returncode)
