@@ -82,7 +82,8 @@ def test_markdown_keeps_its_structure() -> None:
     )
     assert list(read_markdown(text.encode())) == [
         Block("One", "heading", 1), Block("A b c d e."), Block("Two", "heading", 2), Block("i", "item"),
-        Block("j more", "item"), Block("x\n  y\n", "code"), Block("k | v", "row", head="k | v"), Block("1 | 2", "row", head="k | v"),
+        Block("j more", "item"), Block("x\n  y\n", "code"), Block("k | v", "row", head="k | v"),
+        Block("1 | 2", "row", head="k | v"),
     ]  # fmt: skip
 
 
