@@ -9,8 +9,9 @@ NCBI disease is divided among three parties, UNER Chinese among four: at random 
 sentence's first entity, in shares drawn from a Dirichlet distribution of 0.5, anew for each seed. MiniLM-L6 is English. Of
 Chinese it knows 244 characters, 32 % of the text's, so Chinese is read by characters; a table says what each reading costs.
 
-By name alone: hours on two cores. What is computed is kept in ``build/bench/``, so that a run that was broken off goes on
-where it stopped; ``--rounds`` is the number of seeds, and ``--minutes 0`` writes the page of what there is.
+By name alone: half an hour and more a seed on two cores. What is computed is kept in ``benchmarks/kept/``, which is part of
+the project, so that a run that was broken off goes on where it stopped, and another day or machine adds seeds; ``--rounds``
+is the number of seeds, and ``--minutes 0`` writes the page of what there is.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cloister.federated.training.corpus import Columns
 from cloister.federated.training.learning import Learning
 from cloister.federated.training.partition import Way
 
-KEPT: Final = ROOT / "build" / "bench" / "federated_quality.jsonl"
+KEPT: Final = ROOT / "benchmarks" / "kept" / "federated_quality.jsonl"
 SEEDS: Final = 3
 WITHIN: Final = -2.0
 """Points of F1 that a federation may be behind."""
