@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from rich.progress import Progress
@@ -30,10 +30,13 @@ from rich.progress import Progress
 from benchmarks.report import Aim, Bar, Chart, Result, Table, shown
 from benchmarks.sections import Options, about
 from benchmarks.sides import ROOT
-from cloister.knowledge.embedding import Encoder, Vectors
+from cloister.knowledge.embedding import Encoder
 from cloister.knowledge.index import Document, Index
 from cloister.knowledge.passages import Block, Passage, cut
 from cloister.knowledge.retrieval import Retrieval, Way
+
+if TYPE_CHECKING:
+    from cloister.knowledge.embedding import Vectors
 
 QUESTIONS: Final = 1000
 SEED: Final = 8
