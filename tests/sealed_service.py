@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -73,14 +74,25 @@ def launched(program: bytes = b"\x01" * 32) -> SimulatedTee:
 
 def policy_for(tee: SimulatedTee) -> Policy:
     """A policy that pins exactly this launch under this platform's root."""
-    text = draft_policy(
+    return load_policy(policy_text(tee), name="test policy")
+
+
+def policy_text(tee: SimulatedTee) -> str:
+    """As :func:`policy_for`, for a file."""
+    return draft_policy(
         tee="tdx",
         measurements=tee.measurements,
         events=tee.launch,
         min_tcb_evaluation_number=1,
         simulated_root=platform().root_sha256,
     )
-    return load_policy(text, name="test policy")
+
+
+def policy_file(folder: Path, tee: SimulatedTee) -> Path:
+    """Likewise, in a file of ``folder``."""
+    path = folder / "policy.toml"
+    path.write_text(policy_text(tee))
+    return path
 
 
 @contextlib.contextmanager

@@ -24,25 +24,14 @@ import httpx2
 import openai
 import pytest
 
-from cloister.appraisal.draft import draft_policy
 from cloister.encoding import encode_json
 from deployment import CLOISTER, CommandFailedError, secret, start_service, wait_until
 from proxy import Meddler, Message, Proxy
-from sealed_service import MODEL, Service, launched, platform, running
+from sealed_service import MODEL, Service, launched, policy_file, running
 
 GATEWAY, ATTESTATION = "/.well-known/ohttp-gateway", "/.well-known/attestation"
 SERVICE_KEY = "sk-the-services-own-key"
 CANARY = "Zugzwangquark"
-
-
-def policy_file(folder: Path, tee: Any) -> Path:
-    path = folder / "policy.toml"
-    text = draft_policy(
-        tee="tdx", measurements=tee.measurements, events=tee.launch, min_tcb_evaluation_number=1,
-        simulated_root=platform().root_sha256,
-    )  # fmt: skip
-    path.write_text(text)
-    return path
 
 
 @dataclass

@@ -12,26 +12,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cloister.appraisal.draft import draft_policy
 from deployment import CLOISTER, secret
-from sealed_service import MODEL, Service, launched, platform, running
+from sealed_service import MODEL, Service, launched, policy_file, running
 
 CANARY = "Zugzwangquark"
-
-
-def policy_file(folder: Path, tee: Any) -> Path:
-    path = folder / "policy.toml"
-    path.write_text(
-        draft_policy(
-            tee="tdx", measurements=tee.measurements, events=tee.launch, min_tcb_evaluation_number=1,
-            simulated_root=platform().root_sha256,
-        )
-    )  # fmt: skip
-    return path
 
 
 class Terminal:
