@@ -32,16 +32,19 @@ class Terminal:
         )  # fmt: skip
         os.close(theirs)
         self.seen = ""
+        self._at = 0
 
     def wait_for(self, text: str, seconds: float = 30) -> None:
-        until, start = time.monotonic() + seconds, len(self.seen)
-        while text not in self.seen[start:]:
+        """Behind what was waited for before."""
+        until = time.monotonic() + seconds
+        while (found := self.seen.find(text, self._at)) < 0:
             ready, _, _ = select.select([self._own], [], [], max(0.0, until - time.monotonic()))
             assert ready, f"{text!r} did not come; seen: {self.seen[-600:]}"
             try:
                 self.seen += os.read(self._own, 65536).decode(errors="replace")
             except OSError:
                 raise AssertionError(f"it ended; seen: {self.seen[-600:]}") from None
+        self._at = found + len(text)
 
     def type(self, text: str) -> None:
         os.write(self._own, text.encode())
