@@ -78,6 +78,14 @@ def test_any_openai_program_is_answered_through_the_local_proxy(folder: Path) ->
     assert (folder / "proxy.key").read_text().strip() not in said
 
 
+def test_private_documents_are_found_by_who_has_the_key(folder: Path) -> None:
+    said = follow("private-documents.md", folder)
+    assert "Who cannot breathe? → lungs.md ('Lungs', 'Asthma') Asthma makes breathing hard." in said
+    assert "How much aspirin? → doses.csv" in said
+    assert "Removed(there=True, copies=0)" in said
+    assert b"inhaler" not in (folder / "documents.index").read_bytes()
+
+
 def test_my_training_script_trains_on_what_is_sealed_and_leaves_nothing_in_the_clear(folder: Path) -> None:
     write_llama(folder / "llama")
     write_answers(folder / "answers", 40)
