@@ -11,9 +11,9 @@ import pytest
 
 from cloister.errors import DocumentRefused
 from cloister.knowledge import Encoder, Index, Library
-from cloister.knowledge.library import HEADINGS, Added, Removed
 from cloister.knowledge.reader import Read
 from cloister.knowledge.reading.texts import read_markdown
+from cloister.knowledge.shelf import HEADINGS, Added, Removed
 
 GUIDE = """# Lungs
 

@@ -67,14 +67,8 @@ def command(
     from cloister.channel.transport import prepare
     from cloister.cli.api_key_file import own_key, own_key_path, read_api_key
     from cloister.cli.interruption import ended_like_ctrl_c
-    from cloister.cli.serving import (
-        address_of,
-        identity_of,
-        remove_socket,
-        run_server,
-        take_port,
-        take_socket,
-    )
+    from cloister.cli.serving import address_of, run_server, take_port
+    from cloister.cli.unix_socket import identity_of, remove_socket, take_socket
     from cloister.client.guard import require_loopback
     from cloister.client.proxy import Proxy
     from cloister.client.proxy_door import Door

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cloister.knowledge.embedding import Encoder
 from cloister.knowledge.index import Document, Found, Index
-from cloister.knowledge.library import Added, Library, Removed
 from cloister.knowledge.passages import Passage
+from cloister.knowledge.shelf import Added, Library, Removed
 
 __all__ = ["Added", "Document", "Encoder", "Found", "Index", "Library", "Passage", "Removed"]

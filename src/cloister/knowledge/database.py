@@ -16,7 +16,7 @@ from cloister.errors import KnowledgeError, UsageError
 
 KEY_SIZE: Final = 32
 CACHE_KIB: Final = 256 * 1024
-_TODO: Final = "look at the disk, the key, and the newest backup"
+_ADVICE: Final = "look at the disk, the key, and the newest backup"
 
 
 class Database:
@@ -83,7 +83,7 @@ def _connected(path: Path, key: bytes) -> Any:
         database.execute("SELECT count(*) FROM sqlite_master")  # with the wrong key this is where it fails
         # Also of pages that no question reads: what was changed is not used.
         if database.execute("PRAGMA cipher_integrity_check").fetchall():
-            raise KnowledgeError("the index cannot be used: it is damaged", todo=_TODO)
+            raise KnowledgeError("the index cannot be used: it is damaged", todo=_ADVICE)
     except dbapi2.Error as error:
         database.close()
         raise _failed(error) from None
@@ -104,4 +104,4 @@ def _failed(error: Exception) -> KnowledgeError:
     reason = next(
         (words for mark, words in known.items() if mark.lower() in name.lower().replace("_", "")), name
     )
-    return KnowledgeError(f"the index cannot be used: {reason}", todo=_TODO)
+    return KnowledgeError(f"the index cannot be used: {reason}", todo=_ADVICE)
