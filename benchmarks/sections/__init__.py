@@ -27,7 +27,14 @@ SECTIONS: Final = (
     "mounts",
     "parquet",
 )
-ON_REQUEST: Final = ("soak", "server_profile", "federated_quality", "federated_cost", "knowledge_retrieval")
+ON_REQUEST: Final = (
+    "soak",
+    "server_profile",
+    "low_bit_memory",
+    "federated_quality",
+    "federated_cost",
+    "knowledge_retrieval",
+)
 """Run by name alone."""
 
 
