@@ -109,5 +109,7 @@ def memory_of(process: int) -> tuple[int, int]:
         lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0, 0
-    found = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith(("Rss", "VmRSS"))}
+    found = {
+        line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith(("Rss", "VmRSS"))
+    }
     return found.get("RssAnon", 0) + found.get("RssShmem", 0), found.get("VmRSS", 0)

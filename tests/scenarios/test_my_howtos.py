@@ -86,6 +86,18 @@ def test_private_documents_are_found_by_who_has_the_key(folder: Path) -> None:
     assert b"inhaler" not in (folder / "documents.index").read_bytes()
 
 
+def test_questions_over_documents_are_answered_to_who_may_ask(folder: Path) -> None:
+    said = follow("knowledge-service.md", folder)
+    assert "lungs.md: added" in said
+    assert "[1] Lungs (lungs.md)" in said
+    assert "The documents do not answer this." in said
+    assert "1 lungs.md ['Lungs', 'Asthma'] Asthma makes breathing hard." in said
+    assert "doses.csv: removed; no other copy is left" in said
+    assert b"inhaler" not in (folder / "documents.index").read_bytes()
+    for key in (folder / "keys").iterdir():
+        assert key.read_text().strip() not in said
+
+
 def test_my_training_script_trains_on_what_is_sealed_and_leaves_nothing_in_the_clear(folder: Path) -> None:
     write_llama(folder / "llama")
     write_answers(folder / "answers", 40)

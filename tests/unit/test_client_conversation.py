@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.client.conversation import MAX_EVENT, Conversation, plain
+from cloister.client.api_answers import MAX_EVENT, plain
+from cloister.client.conversation import Conversation
 from cloister.errors import CloisterError, FormatError, InferenceError, NetworkError, UsageError
 
 Answer = Callable[[httpx2.Request], httpx2.Response]

@@ -16,7 +16,12 @@ import pytest
 from cloister.encoding import encode_json
 from cloister.errors import InferenceError, UsageError
 from cloister.evidence.eventlog import CONFIG_EVENT, MODEL_INDEX_EVENT, PROGRAM_EVENT
-from cloister.inference.configuration import MeasuredAdapter, ServeConfiguration, serving_events
+from cloister.inference.configuration import (
+    MeasuredAdapter,
+    MeasuredKnowledge,
+    ServeConfiguration,
+    serving_events,
+)
 from cloister.inference.model import PlainModel, find_model
 
 SPEC = Path(__file__).resolve().parents[2] / "docs" / "spec" / "serve-configuration.md"
@@ -40,6 +45,7 @@ def test_the_specification_s_vector_holds() -> None:
         ("adapter", MeasuredAdapter(digest="00" * 32)), ("adapter", MeasuredAdapter(digest="00" * 32, folder="a")),
         ("precision", "int8"), ("kv_cache", "q8_0"), ("prefix_cache", True), ("speculation", "ngram"),
         ("draft", "00" * 32), ("upstream", "unix:/run/llm.sock"),
+        ("knowledge", MeasuredKnowledge(rules="00" * 32, encoder="00" * 32)),
     ],
 )  # fmt: skip
 def test_every_field_changes_the_measurement(field: str, value: Any) -> None:

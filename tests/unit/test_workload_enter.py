@@ -327,6 +327,24 @@ def shown(**changed: object) -> dict[str, object]:
     return dict(json.loads(output(entry(SHOW, **changed))))
 
 
+@pytest.mark.parametrize("hard", [0, 1])
+def test_a_program_starts_where_core_dumps_were_forbidden_before(hard: int) -> None:
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_CORE, ({hard}, {hard}))\n"
+    start_it = (
+        "import subprocess, sys\nfrom cloister.workload.enter import Entry, start\n"
+        "made = start(Entry.decode(bytes.fromhex(sys.argv[1])), stdout=subprocess.PIPE)\n"
+        "sys.stdout.buffer.write(made.stdout.read())\n"
+    )
+    wanted = entry("import resource; print(resource.getrlimit(resource.RLIMIT_CORE)[1])")
+    said = subprocess.run(
+        [sys.executable, "-c", code + start_it, wanted.encode().hex()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(said.stdout) in (0, 1)
+
+
 def test_the_program_has_no_privileges_no_core_dumps_and_no_descriptors():
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)

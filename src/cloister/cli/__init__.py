@@ -26,6 +26,7 @@ from cloister.cli import (
     federation,
     inspect,
     keys,
+    knowledge,
     manifest,
     measure,
     mount,
@@ -61,6 +62,8 @@ _EXTRAS = {
     "fsspec": "run",
     "numpy": "optimize",
     "tokenizers": "optimize",
+    "sqlcipher3": "knowledge",
+    "sqlite_vec": "knowledge",
     "wrapt": "run",
 }
 """Which extra brings a package that a plain installation lacks."""
@@ -86,6 +89,7 @@ _COMMANDS: Final[dict[str, Callable[..., object] | typer.Typer]] = {
     "serve": serve.command,
     "chat": chat.command,
     "proxy": proxy.command,
+    "knowledge": knowledge.app,
     "run": run.command,
     "optimize": optimize.command,
     "seal": seal.command,

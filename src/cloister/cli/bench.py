@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cloister.cli.service_options import ManifestOption, PolicyOption, UrlArgument, key_headers
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
 
 MAX_STREAMS = 1024
 
-UrlArgument = Annotated[str, typer.Argument(metavar="URL", help="Address of the service.")]
-PolicyOption = Annotated[
-    Path | None, typer.Option("--policy", help="The appraisal policy (TOML) of a sealed service.")
-]
-ManifestOption = Annotated[
-    Path | None, typer.Option("--manifest", help="Instead: an anchor that pins owners and a workload.")
-]
 PlainOption = Annotated[
     bool, typer.Option("--plain", help="An ordinary OpenAI server: nothing is verified or sealed.")
 ]
@@ -62,7 +56,6 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure an endpoint: first token, time between tokens, tokens per second, errors; prompts are made up."""
-    from cloister.cli.api_key_file import read_api_key
     from cloister.client.bench import report as forms
     from cloister.client.bench.measurement import Load
 
@@ -75,7 +68,7 @@ def command(
         raise UsageError(f"no report is written as {out.name!r}", todo="name it .html, .svg, .md or .json")
     counts = parse_streams(streams)
     seconds = parse_duration(duration)
-    headers = {"authorization": f"Bearer {read_api_key(api_key_file)}"} if api_key_file else {}
+    headers = key_headers(api_key_file)
     load = Load(tuple(counts), seconds, prompt_tokens=prompt_tokens, tokens=tokens, seed=seed)
     progress = _Progress(len(counts), seconds)
     try:

@@ -9,12 +9,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
 
+from cloister.cli.service_options import (
+    ManifestOption,
+    PolicyOption,
+    ServiceKeyOption,
+    UrlArgument,
+    key_headers,
+)
 from cloister.errors import CloisterError, UsageError
 
 if TYPE_CHECKING:
@@ -27,19 +35,13 @@ _HELP: Final = "/new begins anew · /verify says who answers · /quit or Ctrl-D 
 
 
 def command(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the sealed service.")],
-    policy: Annotated[
-        Path | None,
-        typer.Option("--policy", help="The appraisal policy (TOML) that the service has to meet."),
-    ] = None,
-    manifest: Annotated[
-        Path | None, typer.Option("--manifest", help="Instead: an anchor that pins owners and a workload.")
-    ] = None,
-    service_key_file: Annotated[
-        Path | None,
-        typer.Option("--service-key-file", help="The API key that the service asks for (mode 0600)."),
-    ] = None,
-    model: Annotated[str, typer.Option("--model", help="By default the first that the service names.")] = "",
+    url: UrlArgument,
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
+    service_key_file: ServiceKeyOption = None,
+    model: Annotated[
+        str, typer.Option("--model", help="By default the first; knowledge/COLLECTION for documents.")
+    ] = "",
     system: Annotated[
         Path | None, typer.Option("--system", metavar="FILE", help="What the model is told first.")
     ] = None,
@@ -49,16 +51,12 @@ def command(
     ] = False,
 ) -> None:
     """Talk to a verified service in the terminal; with standard input redirected, ask it one question."""
-    import resource
-
     from cloister.channel.transport import connect
-    from cloister.cli.api_key_file import read_api_key
     from cloister.client.conversation import Conversation
+    from cloister.workload.confinement import no_core_dumps
 
-    resource.setrlimit(
-        resource.RLIMIT_CORE, (0, 0)
-    )  # what is said is in this memory: no image of it is written
-    headers = {"authorization": f"Bearer {read_api_key(service_key_file)}"} if service_key_file else {}
+    no_core_dumps()  # what is said is in this memory: no image of it is written
+    headers = key_headers(service_key_file)
     told = _read(system) if system else ""
     with connect(url, policy=policy, manifest=manifest) as client:
         talk = Conversation(client, model=model, system=told, headers=headers, max_tokens=max_tokens)
@@ -80,15 +78,18 @@ def _once(talk: Conversation, *, as_json: bool) -> None:
             f"the question is empty, or over {MAX_QUESTION} bytes", todo="pass it by standard input"
         )
     if as_json:
-        typer.echo(json.dumps({"model": talk.model, "answer": "".join(talk.ask(question))}))
+        answer = "".join(talk.ask(question))
+        sources = {"sources": [asdict(one) for one in talk.sources]} if talk.sources else {}
+        typer.echo(json.dumps({"model": talk.model, "answer": answer, **sources}))
     else:
         _show(talk.ask(question))
+        _show_sources(talk)
 
 
 def _converse(talk: Conversation, client: SealedClient) -> None:
     import readline  # gives input() a line editor; its history stays in memory
 
-    from cloister.client.conversation import plain
+    from cloister.client.api_answers import plain
 
     console = Console(stderr=True)
     _verified(console, client)
@@ -131,6 +132,7 @@ def _answer(talk: Conversation, question: str, console: Console) -> None:
     answer = talk.ask(question)
     try:
         _show(answer)
+        _show_sources(talk)
     except KeyboardInterrupt:
         answer.close()  # what came counts as said
         typer.echo()
@@ -139,12 +141,19 @@ def _answer(talk: Conversation, question: str, console: Console) -> None:
 
 
 def _show(answer: Iterator[str]) -> None:
-    from cloister.client.conversation import plain
+    from cloister.client.api_answers import plain
 
     for piece in answer:
         sys.stdout.write(plain(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _show_sources(talk: Conversation) -> None:
+    from cloister.client.api_answers import plain
+
+    for one in talk.sources:
+        typer.echo(plain(str(one)), err=True)
 
 
 def _verified(console: Console, client: SealedClient) -> None:

@@ -17,8 +17,10 @@ from cloister.cli.serve_options import (
     BrokerPolicyOption,
     ContextOption,
     DraftOption,
+    EncoderOption,
     EngineOption,
     JsonOption,
+    KnowledgeOption,
     KvCacheOption,
     ModelArgument,
     NameOption,
@@ -74,6 +76,8 @@ def serve(
     broker_policy: BrokerPolicyOption = None,
     api_keys: ApiKeysOption = None,
     no_api_keys: NoApiKeysOption = False,
+    knowledge: KnowledgeOption = None,
+    encoder: EncoderOption = None,
     simulated_tee: SimulatedOption = None,
     min_evaluation_number: MinimumOption = None,
     out: OutOption = None,
@@ -101,6 +105,8 @@ def serve(
             broker_policy=broker_policy,
             api_keys=api_keys,
             no_api_keys=no_api_keys,
+            knowledge=knowledge,
+            encoder=encoder,
         )
     )
     events = serving_events(asked.configuration, asked.model_index)

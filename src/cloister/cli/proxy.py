@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cloister.cli.service_options import ManifestOption, PolicyOption, ServiceKeyOption, UrlArgument
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,14 +27,9 @@ LISTEN = "127.0.0.1:8788"
 
 
 def command(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the sealed service.")],
-    policy: Annotated[
-        Path | None,
-        typer.Option("--policy", help="The appraisal policy (TOML) that the service has to meet."),
-    ] = None,
-    manifest: Annotated[
-        Path | None, typer.Option("--manifest", help="Instead: an anchor that pins owners and a workload.")
-    ] = None,
+    url: UrlArgument,
+    policy: PolicyOption = None,
+    manifest: ManifestOption = None,
     listen: Annotated[
         str,
         typer.Option(
@@ -51,10 +47,7 @@ def command(
             help="The proxy's own API key; made where there is none. Default: ~/.config/cloister.",
         ),
     ] = None,
-    service_key_file: Annotated[
-        Path | None,
-        typer.Option("--service-key-file", help="The API key that the service asks for (mode 0600)."),
-    ] = None,
+    service_key_file: ServiceKeyOption = None,
     allow_classical_kem: Annotated[
         bool,
         typer.Option(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +16,10 @@ from cloister.cli.serve_options import (
     BrokerPolicyOption,
     ContextOption,
     DraftOption,
+    EncoderOption,
     EngineOption,
     JsonOption,
+    KnowledgeOption,
     KvCacheOption,
     ModelArgument,
     NameOption,
@@ -41,6 +44,12 @@ from cloister.cli.serving import (
 )
 from cloister.errors import UsageError
 
+if TYPE_CHECKING:
+    from cloister.cli.serve_options import AskedKnowledge
+    from cloister.inference.rooms import OpenRoom
+    from cloister.inference.token_count import Count
+    from cloister.sealing import KeySource
+
 
 def command(
     model: ModelArgument = None,
@@ -64,6 +73,14 @@ def command(
     ] = None,
     api_keys: ApiKeysOption = None,
     no_api_keys: NoApiKeysOption = False,
+    knowledge: KnowledgeOption = None,
+    knowledge_index: Annotated[
+        Path | None,
+        typer.Option(
+            "--knowledge-index", metavar="FILE", help="The documents' index; made where there is none."
+        ),
+    ] = None,
+    encoder: EncoderOption = None,
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
     threads: Annotated[
@@ -92,7 +109,6 @@ def command(
     from cloister.inference.api_keys import ApiKeys
     from cloister.inference.configuration import serving_events
     from cloister.inference.workload import start
-    from cloister.sealing import KeySource
     from cloister.sealing.key_file import KeyFile
 
     if broker and key_file:
@@ -100,6 +116,11 @@ def command(
     if bool(broker) != bool(broker_policy):
         raise UsageError(
             "--broker and --broker-policy go together", todo="a broker is verified before it is asked"
+        )
+    if (knowledge is None) != (knowledge_index is None):
+        raise UsageError(
+            "--knowledge and --knowledge-index go together",
+            todo="name the file that holds the documents' index",
         )
     machine = open_tee(
         simulated_tee,
@@ -133,9 +154,14 @@ def command(
             broker_policy=broker_policy,
             api_keys=api_keys,
             no_api_keys=no_api_keys,
+            knowledge=knowledge,
+            encoder=encoder,
         )
     )
-    accepted = ApiKeys.read(api_keys) if api_keys else ApiKeys.nobody_asks()
+    accepted = ApiKeys.read(api_keys) if api_keys else None
+    if asked.knowledge is not None:
+        users = [bytes.fromhex(digest) for digest in asked.knowledge.rules.users.values()]
+        accepted = ApiKeys.of_digests(users) if accepted is None else accepted.with_digests(users)
     listener = take_port(host, port)
     attester = machine.launch(serving_events(asked.configuration, asked.model_index))
     keys: KeySource | None = None
@@ -157,11 +183,14 @@ def command(
             devices=machine.devices,
             adapter=asked.adapter,
             keys=keys,
-            api_keys=accepted,
+            api_keys=accepted or ApiKeys.nobody_asks(),
             threads=threads,
             replica="replica-0",
             progress=progress,
             manifest=None if manifest is None else shown_manifest(manifest),
+            room=None
+            if asked.knowledge is None or knowledge_index is None
+            else _room(asked.knowledge, knowledge_index, keys, progress),
         )
     finally:
         if isinstance(keys, BrokerKeys):
@@ -170,6 +199,16 @@ def command(
         run_server(workload.gateway, listener, name="inference", as_json=as_json)
     finally:
         workload.close()
+
+
+def _room(
+    asked: AskedKnowledge, index: Path, keys: KeySource | None, progress: Callable[[str, str], None]
+) -> Callable[[Count, ExitStack], OpenRoom]:
+    from cloister.knowledge.opening import open_room
+
+    return lambda count, undo: open_room(
+        asked.rules, encoder=asked.encoder, index=index, keys=keys, count=count, undo=undo, progress=progress
+    )
 
 
 def shown_manifest(path: Path) -> Callable[[], bytes | None]:

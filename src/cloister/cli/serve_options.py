@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cloister.inference.adapter import Adapter
     from cloister.inference.configuration import ServeConfiguration
     from cloister.inference.model import Model
+    from cloister.knowledge.rules import Rules
 
 # As cloister.inference.engines has them, which a command imports only when it runs.
 Precision = Literal["fp32", "bf16", "int8", "int4"]
@@ -95,6 +96,20 @@ ApiKeysOption = Annotated[
     Path | None, typer.Option("--api-keys", help="File with one API key per line (mode 0600).")
 ]
 NoApiKeysOption = Annotated[bool, typer.Option("--no-api-keys", help="Answer anybody.")]
+KnowledgeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--knowledge",
+        metavar="RULES",
+        help="Answer from documents: who may ask which (`cloister knowledge`).",
+    ),
+]
+EncoderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--encoder", help="What computes the documents' vectors; by default all-MiniLM-L6-v2 of its package."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -119,6 +134,8 @@ class ServeOptions:
     broker_policy: Path | None
     api_keys: Path | None
     no_api_keys: bool
+    knowledge: Path | None = None
+    encoder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +148,26 @@ class Asked:
     model_index: bytes
     adapter: Adapter | None
     draft: Model | None
+    knowledge: AskedKnowledge | None
+
+
+@dataclass(frozen=True, slots=True)
+class AskedKnowledge:
+    """The rules of documents, and the encoder that makes them findable."""
+
+    rules: Rules
+    encoder: Model
 
 
 def understood(options: ServeOptions) -> Asked:
     """The measured configuration that these options mean, and what it names. Raises :class:`UsageError`."""
     from cloister.appraisal.policy import read_policy
-    from cloister.inference.configuration import MeasuredAdapter, ServeConfiguration, upstream_index
+    from cloister.inference.configuration import (
+        MeasuredAdapter,
+        MeasuredKnowledge,
+        ServeConfiguration,
+        upstream_index,
+    )
     from cloister.inference.model import find_model
 
     _check_together(options)
@@ -144,6 +175,7 @@ def understood(options: ServeOptions) -> Asked:
     model = None if options.model is None else find_model(options.model, signers=signers)
     draft = None if options.draft is None else find_model(options.draft, signers=signers)
     adapter = _find_added(options.adapter, options.adapter_folder, signers)
+    knowledge = _find_knowledge(options.knowledge, options.encoder, signers)
     policy = None if options.broker_policy is None else read_policy(options.broker_policy)
     configuration = ServeConfiguration(
         model_name=options.model_name or _name(options.model),
@@ -162,13 +194,20 @@ def understood(options: ServeOptions) -> Asked:
         speculation=options.speculation,
         draft=None if draft is None else draft.digest.hex(),
         upstream=options.upstream,
+        knowledge=None
+        if knowledge is None
+        else MeasuredKnowledge(rules=knowledge.rules.digest.hex(), encoder=knowledge.encoder.digest.hex()),
     )
     index = model.digest if model is not None else upstream_index(options.upstream or "")
-    return Asked(configuration, model, index, adapter, draft)
+    return Asked(configuration, model, index, adapter, draft, knowledge)
 
 
 def _check_together(options: ServeOptions) -> None:
-    if (options.api_keys is None) == (not options.no_api_keys):
+    if options.knowledge is not None and options.no_api_keys:
+        raise UsageError(
+            "--knowledge answers its users alone", todo="leave --no-api-keys out: the rules have their keys"
+        )
+    if options.knowledge is None and (options.api_keys is None) == (not options.no_api_keys):
         raise UsageError("say who may ask", todo="pass --api-keys FILE, or --no-api-keys to answer anybody")
     if (options.engine == "upstream") != (options.upstream is not None):
         raise UsageError(
@@ -207,6 +246,22 @@ def parse_signers(index_signer: list[str] | None) -> frozenset[bytes]:
         raise UsageError(
             error.what, todo="`cloister keys show FILE` prints it, FILE being the owner's signing key"
         ) from None
+
+
+def _find_knowledge(
+    path: Path | None, encoder: Path | None, signers: frozenset[bytes]
+) -> AskedKnowledge | None:
+    from cloister.inference.model import find_model
+    from cloister.knowledge.opening import usual_encoder
+    from cloister.knowledge.rules import MAX_RULES, read_rules
+    from cloister.manifest.storage import read_bounded
+
+    if path is None:
+        if encoder is not None:
+            raise UsageError("--encoder without --knowledge", todo="name the rules with --knowledge")
+        return None
+    rules = read_rules(read_bounded(path, limit=MAX_RULES, what="the knowledge rules"), name=str(path))
+    return AskedKnowledge(rules, find_model(encoder or usual_encoder(), signers=signers))
 
 
 def _find_added(adapter: Path | None, folder: str, signers: frozenset[bytes]) -> Adapter | None:

@@ -242,13 +242,12 @@ def run_server(
 
     ``facts`` are told in JSON with the address.
     """
-    import resource
-
     import uvicorn
 
     from cloister.cli.http_protocol import MAX_HEAD, http_protocol
+    from cloister.workload.confinement import no_core_dumps
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are in this memory: no image of it is written
+    no_core_dumps()  # keys are in this memory: no image of it is written
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     url = address_of(taken)

@@ -1,30 +1,37 @@
 """A conversation with a model: what was said so far, and the next answer as it streams. Kept in memory alone.
 
-Over any ``httpx2`` client; given a sealed one (:func:`cloister.connect`) nothing of it is in the clear on its way. What a
-model writes is text of others: :func:`plain` makes it harmless for a terminal.
+Over any ``httpx2`` client; given a sealed one (:func:`cloister.connect`) nothing of it is in the clear on its way.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx2
 
+from cloister.client.api_answers import bounded, broken_off, check, event_object, events, unanswered
 from cloister.encoding import encode_json, parse_json
-from cloister.errors import FormatError, InferenceError, NetworkError, UsageError
+from cloister.errors import FormatError, InferenceError
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
-MAX_EVENT: Final = 1 << 20
-"""Bytes of one server-sent event."""
-MAX_ANSWER: Final = 16 << 20
-"""Bytes of one answer's stream."""
-MAX_ERROR: Final = 64 * 1024
 MAX_NAME: Final = 512
-_END: Final = re.compile(rb"\r?\n\r?\n")
-_JOINERS: Final = "\u200c\u200d"
-"""They print nothing and steer nothing, and several scripts and emoji need them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A passage of a document that an answer was given."""
+
+    number: int
+    """As the answer cites it."""
+    document: str
+    title: str
+    page: int | None
+
+    def __str__(self) -> str:
+        page = "" if self.page is None else f", page {self.page}"
+        return f"[{self.number}] {self.title} ({self.document}{page})"
 
 
 class Conversation:
@@ -46,6 +53,8 @@ class Conversation:
         self._max_tokens = max_tokens
         self.model = model or self._first_model()
         self._said: list[dict[str, str]] = []
+        self.sources: tuple[Source, ...] = ()
+        """Of the last answer, where it was made from documents."""
 
     @property
     def turns(self) -> int:
@@ -69,14 +78,17 @@ class Conversation:
             body["max_tokens"] = self._max_tokens
         fields = {"content-type": "application/json", "accept": "text/event-stream", **self._headers}
         answer: list[str] = []
+        self.sources = ()
         try:
             with self._client.stream("POST", CHAT, content=encode_json(body), headers=fields) as response:
-                _check(response)
-                for piece in _pieces(_raw(response)):
-                    answer.append(piece)
-                    yield piece
+                check(response)
+                for chunk in _chunks(response):
+                    self.sources = _sources(chunk) or self.sources
+                    for piece in _said(chunk):
+                        answer.append(piece)
+                        yield piece
         except httpx2.TransportError as error:
-            raise _unanswered(error) from None
+            raise unanswered(error) from None
         except (GeneratorExit, KeyboardInterrupt):
             self._keep(asked, answer)  # Ctrl-C comes while the next piece is waited for
             raise
@@ -88,61 +100,39 @@ class Conversation:
     def _first_model(self) -> str:
         try:
             with self._client.stream("GET", MODELS, headers=self._headers) as response:
-                _check(response)
-                listed = parse_json(_bounded(response), what="the list of models")
+                check(response)
+                listed = parse_json(bounded(response), what="the list of models")
         except httpx2.TransportError as error:
-            raise _unanswered(error) from None
+            raise unanswered(error) from None
         try:
             return str(listed["data"][0]["id"])[:MAX_NAME]
         except (KeyError, IndexError, TypeError):
             raise InferenceError("the service names no model", todo="pass --model") from None
 
 
-def plain(text: str) -> str:
-    """``text`` that cannot steer a terminal: what does not print is shown as an escape; lines and tabs stay."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() or char in "\n\t" or char in _JOINERS else f"\\u{ord(char):04x}"
-        for char in text
-    )
+def _chunks(response: httpx2.Response) -> Iterator[dict[str, Any]]:
+    """Chat completion chunks, up to the end mark."""
+    for data in events(response):
+        if data == b"[DONE]":
+            return
+        yield event_object(data)
+    raise broken_off()
 
 
-def _raw(response: httpx2.Response) -> Iterator[bytes]:
-    """As it came: nobody asked for it to be squeezed."""
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise FormatError("the answer is compressed, which nobody asked for")
-    return response.iter_raw()
+def _sources(chunk: dict[str, Any]) -> tuple[Source, ...]:
+    """Of a chunk that tells them."""
+    told = chunk.get("knowledge")
+    passages = told.get("passages", ()) if isinstance(told, dict) else ()
+    try:
+        return tuple(
+            Source(int(one["number"]), str(one["document"]), str(one["title"]), one["first_page"])
+            for one in passages
+        )
+    except (KeyError, TypeError, ValueError):
+        raise FormatError("a piece of the answer is none") from None
 
 
-def _pieces(parts: Iterator[bytes]) -> Iterator[str]:
-    """Text of a stream of chat completion chunks, up to its end mark."""
-    rest, read, seen = bytearray(), 0, 0
-    for part in parts:
-        read += len(part)
-        rest += part
-        if read > MAX_ANSWER:
-            raise FormatError("the answer is longer than any that is read")
-        while (end := _END.search(rest, max(0, seen - 3))) is not None:
-            event, seen = bytes(rest[: end.start()]), 0
-            del rest[: end.end()]
-            data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
-            if data == b"[DONE]":
-                return
-            if data:
-                yield from _said(data)
-        seen = len(rest)
-        if seen > MAX_EVENT:
-            raise FormatError("the answer is longer than any that is read")
-    raise NetworkError("the answer was broken off", todo="ask again")
-
-
-def _said(data: bytes) -> Iterator[str]:
-    chunk = parse_json(data, what="a piece of the answer")
-    if not isinstance(chunk, dict):
-        raise FormatError("a piece of the answer is none")
-    if chunk.get("error"):
-        raise InferenceError(f"the service failed in the middle: {_message(chunk)}", todo="ask again")
+def _said(chunk: dict[str, Any]) -> Iterator[str]:
     try:
         for choice in chunk.get("choices", ()):
             content = choice["delta"].get("content")
@@ -150,45 +140,3 @@ def _said(data: bytes) -> Iterator[str]:
                 yield str(content)
     except (AttributeError, KeyError, TypeError):
         raise FormatError("a piece of the answer is none") from None
-
-
-def _check(response: httpx2.Response) -> None:
-    """Raise what an answer that is none means."""
-    status = response.status_code
-    if status == 200:
-        return
-    try:
-        said = _message(parse_json(_bounded(response), what="a refusal"))
-    except FormatError:
-        said = "no reason was given"
-    if status in (401, 403):
-        raise UsageError(f"the service refuses this key: {said}", todo="pass --service-key-file")
-    if status in (429, 503):
-        wait = response.headers.get("retry-after", "")[:6]
-        raise NetworkError(
-            f"the service has no room: {said}",
-            todo=f"again in {wait} s" if wait.isdecimal() else "again in a moment",
-        )
-    if status < 500:
-        raise UsageError(f"the service refuses this request (status {status}): {said}")
-    raise InferenceError(f"the service failed (status {status}): {said}", todo="ask again")
-
-
-def _bounded(response: httpx2.Response) -> bytes:
-    found = bytearray()
-    for part in _raw(response):
-        found += part
-        if len(found) > MAX_ERROR:
-            raise FormatError(f"an answer is over its bound of {MAX_ERROR} bytes")
-    return bytes(found)
-
-
-def _message(value: Any) -> str:
-    """Of an error in OpenAI's shape, on one line."""
-    error = value.get("error") if isinstance(value, dict) else None
-    text = str(error.get("message", "") if isinstance(error, dict) else error or "")[:300]
-    return " ".join(plain(text).split()) or "no reason was given"
-
-
-def _unanswered(error: Exception) -> NetworkError:
-    return NetworkError(f"the service does not answer ({type(error).__name__})", todo="check that it runs")

@@ -50,6 +50,24 @@ class ApiKeys:
         return cls(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
     @classmethod
+    def of_digests(cls, digests: Iterable[bytes]) -> ApiKeys:
+        """Keys of which only the SHA-256 is known here: those of users that are measured. Raises UsageError for none."""
+        return cls._of(digests)
+
+    def with_digests(self, digests: Iterable[bytes]) -> ApiKeys:
+        """These keys and those."""
+        return self._of([*self._digests, *digests])
+
+    @classmethod
+    def _of(cls, digests: Iterable[bytes]) -> ApiKeys:
+        found = tuple(sorted(set(digests)))
+        if not found or len(found) > MAX_KEYS:
+            raise UsageError(f"{len(found)} API keys: between 1 and {MAX_KEYS} can be known")
+        keys = cls.__new__(cls)
+        keys._digests = found
+        return keys
+
+    @classmethod
     def nobody_asks(cls) -> ApiKeys:
         """Serve whoever reaches the port: the choice not to have keys."""
         keys = cls.__new__(cls)

@@ -14,7 +14,7 @@ from cloister.encoding import Record, encode_json, labelled_hash
 from cloister.evidence.eventlog import LaunchEvent
 from cloister.inference.engines import KvCache, Precision, Speculation
 
-FORMAT: Final = "cloister/serve-configuration/v3"
+FORMAT: Final = "cloister/serve-configuration/v4"
 _UPSTREAM_LABEL: Final = "cloister/upstream-model/v1"
 
 
@@ -27,10 +27,19 @@ class MeasuredAdapter(Record, frozen=True, kw_only=True):
     """Where inside the directory it lies; "" for its top."""
 
 
+class MeasuredKnowledge(Record, frozen=True, kw_only=True):
+    """Which documents' rules hold, and what computes their vectors."""
+
+    rules: str
+    """Digest of the rules, 64 lower-case hexadecimal digits."""
+    encoder: str
+    """Digest of the encoder, as a model's."""
+
+
 class ServeConfiguration(Record, frozen=True, kw_only=True):
     """Measured into the launch as its canonical JSON (docs/spec/serve-configuration.md)."""
 
-    format: Literal["cloister/serve-configuration/v3"] = FORMAT
+    format: Literal["cloister/serve-configuration/v4"] = FORMAT
     model_name: str
     """The name clients ask for."""
     engine: str
@@ -56,6 +65,8 @@ class ServeConfiguration(Record, frozen=True, kw_only=True):
     """Digest of the model whose guesses are checked (64 hexadecimal digits), as a model is measured."""
     upstream: str | None = None
     """Address of the server of this TEE that computes in place of an engine."""
+    knowledge: MeasuredKnowledge | None = None
+    """Who may ask which documents; None where the workload has none."""
 
 
 def serving_events(configuration: ServeConfiguration, model_index: bytes) -> Sequence[LaunchEvent]:

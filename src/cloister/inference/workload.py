@@ -27,6 +27,8 @@ from cloister.inference.machine import Machine, read_machine
 from cloister.inference.model import Model, OpenedModel
 from cloister.inference.model_files import ModelFiles
 from cloister.inference.openai_requests import MAX_BODY
+from cloister.inference.rooms import OpenRoom
+from cloister.inference.token_count import Count, counter_of
 from cloister.inference.tuning import ModelShape, shape_of, tuned
 from cloister.sealing import KeySource
 
@@ -68,11 +70,13 @@ def start(
     devices: DeviceAttester | None = None,
     adapter: Adapter | None = None,
     manifest: Callable[[], bytes | None] | None = None,
+    room: Callable[[Count, ExitStack], OpenRoom] | None = None,
 ) -> Workload:
     """Bring a serving workload up, attested with its ``devices``. Raises what its parts raise; nothing is left open then.
 
     ``adapter`` and ``draft`` are those that ``configuration`` names; ``model`` is None with an upstream. ``manifest`` gives
-    the newest signed manifest for clients that accept workloads by it.
+    the newest signed manifest for clients that accept workloads by it. ``room`` opens what is added to the API, given the
+    model's count of tokens and where to put what closes it.
     """
     measured = None if configuration.adapter is None else configuration.adapter.digest
     for what, found, expected in (("adapter", adapter, measured), ("draft", draft, configuration.draft)):
@@ -84,13 +88,15 @@ def start(
             for what, one in (("model", model), ("draft", draft))
             if one is not None
         ]
+        count = None if room is None else counter_of(opened[0].files if opened else None)
         name, engine = _engine(configuration, opened, adapter, keys, threads, progress)
         undo.callback(engine.close)
         # The engine has loaded them meanwhile; nothing of this workload can be seen or asked before this line.
         for one in opened:
             one.confirm()
         progress("engine", name)
-        app = create_app(engine, model_name=configuration.model_name, api_keys=api_keys)
+        added = None if room is None or count is None else room(count, undo)
+        app = create_app(engine, model_name=configuration.model_name, api_keys=api_keys, room=added)
         keyring = KeyRing(replica=replica)
         undo.callback(keyring.close)
         evidence = EvidenceService(attester, keyring, devices=devices)

@@ -174,6 +174,21 @@ class Index:
                 ).fetchall()
         return [passage for _, passage in sorted(ranked)[:most]]
 
+    def nearness(self, vector: Vectors, ids: Sequence[int], collections: Collection[str]) -> dict[int, float]:
+        """The cosine between ``vector`` (dimensions,) and each of ``ids`` that is in ``collections``."""
+        blob = vector.astype("<f4").tobytes()
+        found: dict[int, float] = {}
+        with self._database.turn() as turn:
+            known = frozenset(self._known(turn, collections))
+            for own in ids:
+                row = turn.execute(
+                    "SELECT collection, vec_distance_cosine(vector, ?) FROM vectors WHERE passage = ?",
+                    (blob, own),
+                ).fetchone()
+                if row is not None and row[0] in known:
+                    found[own] = 1.0 - row[1]
+        return found
+
     def passages(self, ids: Sequence[int], collections: Collection[str]) -> list[Found]:
         """Those of ``ids`` that are in ``collections``, in this order."""
         with self._database.turn() as turn:

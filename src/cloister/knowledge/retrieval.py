@@ -17,6 +17,15 @@ DEPTH: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage that may answer."""
+
+    found: Found
+    nearness: float
+    """The largest cosine between it and a question."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retrieval:
     """Questions to one index."""
 
@@ -40,6 +49,21 @@ class Retrieval:
     ) -> list[Found]:
         """As :meth:`ids`, with their texts and places."""
         return self.index.passages(self.ids(question, collections, most=most, way=way), collections)
+
+    def hits(self, questions: Sequence[str], collections: Collection[str], *, most: int) -> list[Hit]:
+        """By both ways, for a question in one or more wordings; the best first, with how near they are."""
+        vectors = self.embed(list(questions))
+        deep = max(DEPTH, most)
+        lists = []
+        for question, vector in zip(questions, vectors, strict=True):
+            lists.append(self.index.by_words(question, collections, deep))
+            lists.append(self.index.by_vector(vector, collections, deep))
+        best = fused(lists)[:most]
+        near: dict[int, float] = {}
+        for vector in vectors:
+            for passage, cosine in self.index.nearness(vector, best, collections).items():
+                near[passage] = max(cosine, near.get(passage, -1.0))
+        return [Hit(one, near.get(one.id, -1.0)) for one in self.index.passages(best, collections)]
 
 
 def fused(lists: Sequence[Sequence[int]]) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -17,7 +17,7 @@ from cloister.knowledge.embedding import Encoder
 from cloister.knowledge.index import Document, Found, Index
 from cloister.knowledge.passages import cut
 from cloister.knowledge.reader import Read, read_document
-from cloister.knowledge.retrieval import Retrieval, Way
+from cloister.knowledge.retrieval import Hit, Retrieval, Way
 
 HEADINGS: Final = 40
 """Tokens of a passage that are left for its title and headings."""
@@ -98,6 +98,10 @@ class Library:
         self._index.add(document, passages, vectors)
         return Added("added" if before is None else "replaced", len(passages))
 
+    def holds(self, collection: str, name: str, digest: bytes) -> bool:
+        """Whether the document of this name has this content."""
+        return self._index.digest(collection, name) == digest
+
     def remove(self, collection: str, name: str, *, visible: Collection[str]) -> Removed:
         """Remove it with its words and vectors, and say whether its content is still there under another name."""
         digest = self._index.digest(collection, name)
@@ -114,6 +118,14 @@ class Library:
     ) -> list[Found]:
         """Passages that may answer, the best first."""
         return self._retrieval.find(question, collections, most=most, way=way)
+
+    def hits(self, questions: Sequence[str], collections: Collection[str], *, most: int = 8) -> list[Hit]:
+        """As :meth:`find`, for one question in several wordings, each passage with how near it is."""
+        return self._retrieval.hits(questions, collections, most=most)
+
+    def close(self) -> None:
+        """Close the index."""
+        self._index.close()
 
     def _short(self, place: str) -> str:
         words = place.split()

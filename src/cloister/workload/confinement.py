@@ -89,7 +89,12 @@ def _signals_as_they_were() -> None:
 
 def no_core_dumps() -> None:
     """Holds across exec, for all descendants. (``PR_SET_DUMPABLE`` does not: exec sets it to 1 again.)"""
-    resource.setrlimit(resource.RLIMIT_CORE, (CORE_LIMIT, CORE_LIMIT))
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (CORE_LIMIT, CORE_LIMIT))
+    except ValueError:
+        # Who started this process allowed none at all, and may not be overruled (LimitCORE=0 of systemd): no file is written
+        # then, and a pipe gets what the filter below leaves.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # A core_pattern of `@/socket` (Linux 6.16) asks for no limit. isolation.check() refuses it; should it be set later, the
     # dump holds registers and no memory. Kernels without this switch (CONFIG_ELF_CORE) write no core dumps.
     with contextlib.suppress(OSError):
