@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cloister.client.api_answers import plain
+
 if TYPE_CHECKING:
     from cloister.client.documents import Added, Told
 
@@ -22,9 +24,10 @@ class Shown:
 
     def __init__(self, documents: int, *, as_json: bool) -> None:
         self._as_json = as_json
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=as_json,
+            TimeRemainingColumn(), console=console, transient=True, disable=as_json or not console.is_terminal,
         )  # fmt: skip
         self._all = self._progress.add_task("documents", total=documents)
 
