@@ -92,6 +92,7 @@ def test_questions_over_documents_are_answered_to_who_may_ask(folder: Path) -> N
     assert "[1] Lungs (lungs.md)" in said
     assert "The documents do not answer this." in said
     assert "1 lungs.md ['Lungs', 'Asthma'] Asthma makes breathing hard." in said
+    assert said.count("the receipt holds") == 2
     assert "doses.csv: removed; no other copy is left" in said
     assert b"inhaler" not in (folder / "documents.index").read_bytes()
     for key in (folder / "keys").iterdir():

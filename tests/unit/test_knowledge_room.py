@@ -16,6 +16,12 @@ import httpx2
 import openai
 import pytest
 
+import cloister
+from cloister.channel.evidence_service import EvidenceService
+from cloister.channel.keyring import KeyRing
+from cloister.channel.middleware import SealedGateway
+from cloister.channel.receipt_check import check_file, opened_passages
+from cloister.channel.receipt_file import ReceiptFile
 from cloister.errors import DocumentRefused
 from cloister.inference.api_keys import ApiKeys
 from cloister.inference.app import create_app
@@ -26,6 +32,7 @@ from cloister.knowledge.reading.texts import read_markdown
 from cloister.knowledge.room import knowledge_room
 from cloister.knowledge.rules import Rights, Rules
 from scripted_engine import ScriptedEngine
+from sealed_service import launched, listen, policy_for, serving
 
 KEYS = {name: f"key-of-{name}-0123456789" for name in ("alice", "bob", "eve")}
 RULES = Rules(
@@ -137,6 +144,37 @@ def test_an_answer_cites_the_passages_it_was_given(library: Library) -> None:
     assert asked["temperature"] == 0.0
     assert "tools" not in asked
     assert "An inhaler opens the airways" in asked["messages"][-1]["content"]
+
+
+def test_a_receipt_commits_to_the_passages_that_an_answer_was_given(library: Library) -> None:
+    keyring = KeyRing(receipts=True)
+    tee = launched()
+    keys = ApiKeys.of_digests(bytes.fromhex(one) for one in RULES.users.values())
+    room = knowledge_room(library, RULES, lambda text: len(text.split()))
+    app = create_app(Engine(), model_name="m", api_keys=keys, room=room)
+    gateway = SealedGateway(app, keyring=keyring, evidence=EvidenceService(tee, keyring))
+    listener = listen()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    kept: list[ReceiptFile] = []
+    with (
+        serving(gateway, listener),
+        cloister.connect(url, policy=policy_for(tee), receipts=kept.append) as client,
+    ):
+        headers = {"authorization": f"Bearer {KEYS['bob']}"}
+        for path, body in (
+            ("/v1/knowledge/answer", {"question": QUESTION, "collections": ["clinic"]}),
+            ("/v1/chat/completions", chat()),
+        ):
+            answer = client.post(path, json=body, headers=headers).json()
+            passages = answer["passages"] if "passages" in answer else answer["knowledge"]["passages"]
+            told = [
+                [str(one[name]).encode() for name in ("collection", "document", "passage", "text")]
+                for one in passages
+            ]
+            checked = check_file(kept[-1], [policy_for(tee)])
+            assert told
+            assert opened_passages(kept[-1], checked.receipt, told)
+            assert not opened_passages(kept[-1], checked.receipt, told[1:])
 
 
 def test_a_streamed_answer_tells_its_passages_first_and_its_citations_last(library: Library) -> None:

@@ -6,11 +6,17 @@ and a caller that stops before has not seen all of it. Everything that does not 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cloister.channel import bhttp, headers, padding
 from cloister.channel.ohttp import KeyConfig, RequestSealer
+from cloister.channel.receipts import encode_salt
 from cloister.errors import TruncatedMessage
+
+if TYPE_CHECKING:
+    from cloister.channel.receipt_file import Promised
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +37,14 @@ class PlainRequest:
 class SealedExchange:
     """One request under one encapsulated key; sealing the request again needs another exchange."""
 
-    def __init__(self, config: KeyConfig, request: PlainRequest) -> None:
+    def __init__(self, config: KeyConfig, request: PlainRequest, *, salt: bytes | None = None) -> None:
+        """``salt`` asks for a receipt."""
         sealer = RequestSealer(config)
         fields = (
             *headers.to_seal(request.fields),
             (headers.REQUEST_ID_HEADER, request.request_id),
             (padding.PADDING_HEADER, padding.PADDING_VERSION),
+            *(() if salt is None else ((headers.RECEIPT_HEADER, encode_salt(salt)),)),
         )
         head = bhttp.Request(
             method=request.method,
@@ -68,6 +76,16 @@ class AnswerReader:
         """Data that came with the head."""
         self.ended = False
         """Whether :meth:`finish` was called."""
+        self.trailers: headers.Fields = ()
+        """Known at :meth:`finish`."""
+        self._hash = hashlib.sha256()
+        self.promised: Promised | None = None
+        """What the answer's receipt has to be, if one was asked for."""
+
+    @property
+    def body_sha256(self) -> bytes:
+        """Of all data that was opened so far."""
+        return self._hash.digest()
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data opened by these bytes. Raises :class:`~cloister.errors.ChannelError` and its kin."""
@@ -96,6 +114,10 @@ class AnswerReader:
                 self._begin(event.message)
             elif isinstance(event, bhttp.BodyChunk):
                 found += self._records.feed(event.data) if self._records is not None else [event.data]
+            else:
+                self.trailers = event.trailers
+        for data in found:
+            self._hash.update(data)
         return found
 
     def _begin(self, response: bhttp.Response) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from cloister.channel.padding import PADDING_HEADER
+from cloister.channel.receipts import HEADER as RECEIPT_HEADER
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -44,6 +45,7 @@ _NOT_SENT: Final = _ONE_HOP | {
     b"content-length",
     REQUEST_ID_HEADER,
     PADDING_HEADER,
+    RECEIPT_HEADER,
 }
 _NOT_PRESENTED: Final = _ONE_HOP | {b"content-length", PADDING_HEADER}
 

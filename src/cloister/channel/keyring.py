@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from cloister.channel.hpke import Kem, KeyPair
 from cloister.channel.ohttp import KeyConfig, ServerKey, encode_key_configs
 from cloister.channel.replay import DEFAULT_CAPACITY, ReplayTable
@@ -48,6 +50,7 @@ class _Generation:
     born_ticks: float
     not_after: int
     material: bytes
+    receipt_key: Ed25519PrivateKey | None
 
 
 class KeyRing:
@@ -55,7 +58,8 @@ class KeyRing:
 
     ``replica`` is the routing hint that evidence carries; ``lifetime`` in seconds (at most an hour); a new
     generation is shown after half of it. ``shown`` gives further fields of the key material, read when keys are made:
-    :meth:`rotate` when they changed. ``ticks`` is a clock in seconds that the host cannot turn.
+    :meth:`rotate` when they changed. With ``receipts`` a key that signs them is shown too. ``ticks`` is a clock in seconds
+    that the host cannot turn.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class KeyRing:
         capacity: int = DEFAULT_CAPACITY,
         tls_spki_sha256: str | None = None,
         shown: Callable[[], BrokerIdentity] = BrokerIdentity,
+        receipts: bool = False,
         now: Callable[[], int] = lambda: int(time.time()),
         ticks: Callable[[], float] = seconds_since_boot,
     ) -> None:
@@ -80,6 +85,7 @@ class KeyRing:
         self._capacity = capacity
         self._tls_spki_sha256 = tls_spki_sha256
         self._shown = shown
+        self._receipts = receipts
         self._now = now
         self._ticks = ticks
         self._retired: deque[int] = deque(maxlen=_REMEMBERED_IDS)
@@ -108,6 +114,14 @@ class KeyRing:
                     if key.config.key_id == key_id:
                         return key
         raise UnknownKey(f"no key {key_id} is held here", todo="verify the workload again and seal anew")
+
+    def signer(self, key_id: int) -> Callable[[bytes], bytes] | None:
+        """Signs receipts of requests that were sealed to this key; None where none are given, or the key is gone."""
+        with self._lock:
+            for generation in self._generations:
+                if key_id in generation.tables and generation.receipt_key is not None:
+                    return generation.receipt_key.sign
+        return None
 
     def admit(self, key_id: int, enc: bytes) -> None:
         """Record a request's encapsulated key, once its first chunk was opened and before it is acted on.
@@ -182,6 +196,7 @@ class KeyRing:
 
     def _erase(self, generation: _Generation) -> None:
         self._generations.remove(generation)
+        generation.receipt_key = None
         for key in generation.keys:
             self._retired.append(key.config.key_id)
             key.pair.erase()
@@ -198,6 +213,7 @@ class KeyRing:
             keys.append(ServerKey(KeyConfig(key_id, kem, pair.public_key), pair))
         not_after = now + self._lifetime
         shown = self._shown()
+        receipt_key = Ed25519PrivateKey.generate() if self._receipts else None
         material = KeyMaterial(
             ohttp_keys=encode_key_configs([key.config for key in keys]),
             not_after=not_after,
@@ -205,6 +221,9 @@ class KeyRing:
             tls_spki_sha256=self._tls_spki_sha256,
             mesh_root_sha256=shown.mesh_root_sha256,
             manifest_sha256=shown.manifest_sha256,
+            receipt_public_key=None
+            if receipt_key is None
+            else receipt_key.public_key().public_bytes_raw().hex(),
         )
         return _Generation(
             keys=tuple(keys),
@@ -213,4 +232,5 @@ class KeyRing:
             born_ticks=self._ticks(),
             not_after=not_after,
             material=encode_key_material(material),
+            receipt_key=receipt_key,
         )

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -22,6 +24,8 @@ from cloister.channel.cadence import Cadence
 from cloister.channel.evidence_service import EvidenceService
 from cloister.channel.keyring import KeyRing
 from cloister.channel.ohttp import CHUNKED_REQUEST_TYPE, KEYS_TYPE, REQUEST_TYPE, RequestOpener
+from cloister.channel.receipts import EXTENSION as RECEIPT
+from cloister.channel.receipts import Draft, commit_request, parse_salt
 from cloister.channel.sealed_response import DEFAULT_CADENCE, SealedResponse
 from cloister.encoding import Record, b64url_decode, decode_json
 from cloister.errors import (
@@ -79,6 +83,7 @@ class SealedGateway:
         send_seconds: float = 60.0,
         cadence: float = DEFAULT_CADENCE,
         manifest: Callable[[], bytes | None] | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._app = app
         self._keyring = keyring
@@ -91,6 +96,7 @@ class SealedGateway:
         self._send_seconds = send_seconds
         self._cadence = Cadence(cadence)
         self._manifest = manifest
+        self._now = now
         self._open = 0
         self._received = 0
         self._sweeping: asyncio.TimerHandle | None = None
@@ -205,18 +211,38 @@ class SealedGateway:
             request, body = _decode(message)
             scope = _inner_scope(outer, request, body, opener.key_id)
             scope["extensions"][CADENCE] = self._cadence.before_tick
+            draft = self._draft(request, body, opener.key_id)
+            if draft is not None:
+                scope["extensions"][RECEIPT] = draft
             refusal = None
         except CloisterError as error:
-            request, body, scope, refusal = None, b"", {}, error
+            request, body, scope, refusal, draft = None, b"", {}, error, None
         wanted = headers.first(request.headers, padding.PADDING_HEADER) if request is not None else None
         padded = opener.chunked and wanted == padding.PADDING_VERSION
         response = SealedResponse(
-            send, opener.response(), padded=padded, cadence=self._cadence, send_seconds=self._send_seconds
-        )
+            send, opener.response(), padded=padded, cadence=self._cadence, send_seconds=self._send_seconds,
+            receipt=None if draft is None else partial(self._receipt, draft),
+        )  # fmt: skip
         if refusal is not None:
             await _answer_inside(response, problems.problem_of(refusal), refusal.what)
             return
         await self._run(scope, body, response, receive)
+
+    def _draft(self, request: bhttp.Request, body: bytes, key_id: int | None) -> Draft | None:
+        """Of the receipt that the request asks for, where this workload gives any. Raises :class:`FormatError`."""
+        asked = headers.first(request.headers, headers.RECEIPT_HEADER)
+        sign = None if asked is None or key_id is None else self._keyring.signer(key_id)
+        if asked is None or sign is None:
+            return None
+        salt, identity = parse_salt(asked), headers.first(request.headers, headers.REQUEST_ID_HEADER)
+        if identity is None:
+            raise FormatError("a receipt is asked for, and the request has no id")
+        committed = commit_request(salt, request.method, request.path, body)
+        return Draft(salt, sign, identity.decode("ascii"), committed, int(self._now()))
+
+    def _receipt(self, draft: Draft, status: int, body_sha256: bytes) -> bytes:
+        manifest = None if self._manifest is None else self._manifest()
+        return draft.trailer(status, body_sha256, manifest=manifest, ended=int(self._now()))
 
     async def _run(
         self, scope: asgi.Scope, body: bytes, response: SealedResponse, receive: asgi.Receive
@@ -298,7 +324,7 @@ def _inner_scope(outer: asgi.Scope, request: bhttp.Request, body: bytes, key_id:
         raise FormatError("the request's target is not a path")
     if request.scheme not in (b"http", b"https"):
         raise FormatError("the request's scheme is neither http nor https")
-    dropped = (b"content-length", padding.PADDING_HEADER, headers.REQUEST_ID_HEADER)
+    dropped = (b"content-length", padding.PADDING_HEADER, headers.REQUEST_ID_HEADER, headers.RECEIPT_HEADER)
     fields = [field for field in headers.across(request.headers) if field[0] not in dropped]
     if request.authority and headers.first(fields, b"host") is None:
         fields.insert(0, (b"host", request.authority))

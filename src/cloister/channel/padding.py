@@ -81,9 +81,14 @@ class ResponseComposer:
         self._prefix = head
         self._padded = padded
 
-    def compose(self, data: bytes, *, final: bool) -> list[bytes]:
-        """The plaintexts that carry ``data``, and the end of the message if ``final``; the last is final."""
-        tail = bhttp.body_end() if final else b""
+    def compose(
+        self, data: bytes, *, final: bool, trailers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> list[bytes]:
+        """The plaintexts that carry ``data``, and the end of the message if ``final``; the last is final.
+
+        ``trailers`` stand at the end, at most 8 KiB.
+        """
+        tail = bhttp.body_end(trailers) if final else b""
         return self._buckets(data, tail) if self._padded else self._plain(data, tail)
 
     def _plain(self, data: bytes, tail: bytes) -> list[bytes]:

@@ -10,12 +10,15 @@ stop.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections.abc import Callable
 
 from cloister.channel import bhttp, headers, padding
 from cloister.channel.asgi import Message, Send
 from cloister.channel.cadence import Cadence
 from cloister.channel.ohttp import CHUNKED_RESPONSE_TYPE, RESPONSE_TYPE, ResponseSealer
 from cloister.channel.patience import Patience
+from cloister.channel.receipts import HEADER as RECEIPT
 from cloister.errors import OversizedChunk
 
 DEFAULT_CADENCE = 0.025
@@ -36,8 +39,16 @@ class SealedResponse:
     """The ``send`` of one dispatched request. Lives in one event loop."""
 
     def __init__(
-        self, send: Send, sealer: ResponseSealer, *, padded: bool, cadence: Cadence, send_seconds: float
+        self,
+        send: Send,
+        sealer: ResponseSealer,
+        *,
+        padded: bool,
+        cadence: Cadence,
+        send_seconds: float,
+        receipt: Callable[[int, bytes], bytes] | None = None,
     ) -> None:
+        """``receipt`` makes the answer's receipt of its status and the SHA-256 of its data."""
         self.started = False
         """Whether the application has begun its answer."""
         self.finished = False
@@ -50,6 +61,9 @@ class SealedResponse:
         self._padded = padded
         self._cadence = cadence
         self._composer: padding.ResponseComposer | None = None
+        self._receipt = receipt
+        self._status = 0
+        self._hash = hashlib.sha256()
         self._pending = bytearray()
         self._opened = False
         self._begun = 0.0
@@ -95,6 +109,7 @@ class SealedResponse:
         self.finished = False
         self._composer = None
         self._pending.clear()
+        self._hash = hashlib.sha256()
 
     def _start(self, message: Message) -> None:
         if self.started:
@@ -104,6 +119,7 @@ class SealedResponse:
             kept = tuple(field for field in fields if field[0] != b"content-length")
             fields = (*kept, (padding.PADDING_HEADER, padding.PADDING_VERSION))
         head = bhttp.response_head(bhttp.Response(status=message["status"], headers=fields))
+        self._status = message["status"]
         self._composer = padding.ResponseComposer(head, padded=self._padded)
         self.started = True
 
@@ -112,6 +128,8 @@ class SealedResponse:
         if self._composer is None or self.finished:
             raise RuntimeError("the application sent a body outside of its answer")
         self._pending += data
+        if self._receipt is not None:
+            self._hash.update(data)
         if not self._sealer.chunked:
             if len(self._pending) > MAX_UNCHUNKED:
                 raise OversizedChunk(f"an answer in one chunk is over {MAX_UNCHUNKED} bytes")
@@ -182,7 +200,10 @@ class SealedResponse:
     def _sealed(self, data: bytes, *, final: bool) -> bytes:
         composer = self._composer
         assert composer is not None  # noqa: S101 -- _write checked it
-        plaintexts = composer.compose(data, final=final)
+        trailers: tuple[tuple[bytes, bytes], ...] = ()
+        if final and self._receipt is not None:
+            trailers = ((RECEIPT, self._receipt(self._status, self._hash.digest())),)
+        plaintexts = composer.compose(data, final=final, trailers=trailers)
         if not self._sealer.chunked:
             plaintexts = [b"".join(plaintexts)]
         if len(plaintexts) == 1:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -24,6 +25,8 @@ from cloister.appraisal.policy import Policy, read_policy
 from cloister.appraisal.result import AttestationResult
 from cloister.channel.exchange import AnswerReader, PlainRequest
 from cloister.channel.manifest_anchor import Anchored, ManifestAnchor, read_anchor
+from cloister.channel.receipt_file import ReceiptFile, Shown
+from cloister.channel.receipts import SALT_SIZE
 from cloister.channel.verification import Verification
 from cloister.channel.wire import DEFAULT_TIMEOUT, AsyncSealedStream, AsyncWire, SealedStream, Wire
 from cloister.errors import NetworkError, UsageError
@@ -56,14 +59,24 @@ def refuse_ways_around(settings: Mapping[str, object]) -> None:
         )
 
 
+TakeReceipt = Callable[[ReceiptFile], None]
+"""Keeps a receipt."""
+
+
 class SealedTransport(httpx2.BaseTransport):
     """The blocking half: performs the steps of :class:`Verification` on another transport."""
 
     def __init__(
-        self, origin: httpx2.URL, verification: Verification, outer: httpx2.BaseTransport | None = None
+        self,
+        origin: httpx2.URL,
+        verification: Verification,
+        outer: httpx2.BaseTransport | None = None,
+        *,
+        receipts: TakeReceipt | None = None,
     ) -> None:
         self._origin = origin
         self._verification = verification
+        self._receipts = receipts
         # Over plain HTTP nothing needs certificates, and loading them takes longer than a verification.
         self._outer = outer or httpx2.HTTPTransport(verify=origin.scheme == "https")
 
@@ -82,8 +95,8 @@ class SealedTransport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         plain = _plain_request(self._origin, request, request.read())
         wire = Wire(self._origin, self._outer, request.extensions)
-        answer = wire.drive(self._verification.converse(plain))
-        return _response(answer, plain, SealedStream(wire, answer))
+        answer = wire.drive(self._verification.converse(plain, salt=_salt(self._receipts)))
+        return _response(answer, plain, SealedStream(wire, answer, partial(_take, self._receipts)))
 
     def close(self) -> None:
         self._outer.close()
@@ -93,16 +106,27 @@ class AsyncSealedTransport(httpx2.AsyncBaseTransport):
     """The asynchronous half; see :class:`SealedTransport`."""
 
     def __init__(
-        self, origin: httpx2.URL, verification: Verification, outer: httpx2.AsyncBaseTransport | None = None
+        self,
+        origin: httpx2.URL,
+        verification: Verification,
+        outer: httpx2.AsyncBaseTransport | None = None,
+        *,
+        receipts: TakeReceipt | None = None,
     ) -> None:
         self._origin = origin
         self._verification = verification
+        self._receipts = receipts
         self._outer = outer or httpx2.AsyncHTTPTransport(verify=origin.scheme == "https")
 
     @property
     def attestation(self) -> AttestationResult[KeyMaterial] | None:
         """The newest result."""
         return self._verification.result
+
+    @property
+    def shown(self) -> Shown | None:
+        """The evidence that it came of."""
+        return self._verification.shown
 
     async def verify(self) -> AttestationResult[KeyMaterial]:
         """Verify now. Raises :class:`NetworkError`, or what appraisal raises."""
@@ -114,11 +138,21 @@ class AsyncSealedTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         plain = _plain_request(self._origin, request, await request.aread())
         wire = AsyncWire(self._origin, self._outer, request.extensions)
-        answer = await wire.drive(self._verification.converse(plain))
-        return _response(answer, plain, AsyncSealedStream(wire, answer))
+        answer = await wire.drive(self._verification.converse(plain, salt=_salt(self._receipts)))
+        return _response(answer, plain, AsyncSealedStream(wire, answer, partial(_take, self._receipts)))
 
     async def aclose(self) -> None:
         await self._outer.aclose()
+
+
+def _salt(receipts: TakeReceipt | None) -> bytes | None:
+    return None if receipts is None else secrets.token_bytes(SALT_SIZE)
+
+
+def _take(receipts: TakeReceipt | None, answer: AnswerReader) -> None:
+    file = None if answer.promised is None else answer.promised.take(answer)
+    if receipts is not None and file is not None:
+        receipts(file)
 
 
 def _plain_request(origin: httpx2.URL, request: httpx2.Request, body: bytes) -> PlainRequest:
@@ -213,6 +247,7 @@ def connect(
     transport: httpx2.BaseTransport | None = None,
     headers: Mapping[str, str] | None = None,
     allow_classical_kem: bool = False,
+    receipts: TakeReceipt | None = None,
     now: Callable[[], int] = wall_clock,
     nonce: Callable[[], bytes] = fresh_nonce,
 ) -> SealedClient:
@@ -222,14 +257,15 @@ def connect(
     or several of which one has to be met; instead of it ``manifest`` is an anchor or the path of one, and takes
     whatever reference values the pinned owners sign for the workload. ``timeout`` in seconds for requests.
     ``transport`` carries the sealed bytes (a proxy, a test). Only the post-quantum KEM is used unless
-    ``allow_classical_kem``. ``now`` and ``nonce`` are for tests.
+    ``allow_classical_kem``. ``receipts`` is given each answer's checked receipt at its end (docs/spec/receipt.md);
+    an answer without one is then an error. ``now`` and ``nonce`` are for tests.
     Raises :class:`NetworkError`, :class:`~cloister.errors.PolicyError`, :class:`~cloister.errors.ManifestError` and
     what appraisal raises.
     """
     origin, verification = prepare(
         url, policy, manifest=manifest, now=now, nonce=nonce, allow_classical_kem=allow_classical_kem
     )
-    sealed = SealedTransport(origin, verification, transport)
+    sealed = SealedTransport(origin, verification, transport, receipts=receipts)
     try:
         sealed.verify()
     except BaseException:
@@ -247,6 +283,7 @@ def connect_async(
     transport: httpx2.AsyncBaseTransport | None = None,
     headers: Mapping[str, str] | None = None,
     allow_classical_kem: bool = False,
+    receipts: TakeReceipt | None = None,
     now: Callable[[], int] = wall_clock,
     nonce: Callable[[], bytes] = fresh_nonce,
 ) -> AsyncSealedClient:
@@ -258,7 +295,7 @@ def connect_async(
     origin, verification = prepare(
         url, policy, manifest=manifest, now=now, nonce=nonce, allow_classical_kem=allow_classical_kem
     )
-    sealed = AsyncSealedTransport(origin, verification, transport)
+    sealed = AsyncSealedTransport(origin, verification, transport, receipts=receipts)
     return AsyncSealedClient(sealed, base_url=url, timeout=timeout, headers=headers)
 
 

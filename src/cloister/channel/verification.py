@@ -25,6 +25,7 @@ from cloister.channel.hpke import Kem
 from cloister.channel.manifest_anchor import Anchored, AnchoredManifest, Seen
 from cloister.channel.ohttp import CHUNKED_REQUEST_TYPE, CHUNKED_RESPONSE_TYPE, KeyConfig, parse_key_configs
 from cloister.channel.problems import MAX_PROBLEM, says_key_may_be_gone
+from cloister.channel.receipt_file import Promised, Shown
 from cloister.encoding import b64url_encode, encode_json
 from cloister.errors import (
     AppraisalRefused,
@@ -101,6 +102,7 @@ class Verification:
         allow_classical_kem: bool = False,
     ) -> None:
         self.result: AttestationResult[KeyMaterial] | None = None
+        self._shown: Shown | None = None
         self._accepts = accepts
         self._nonce = nonce
         self._now = now
@@ -125,10 +127,11 @@ class Verification:
                 f"no evidence was shown: the answer was status {head.status}",
                 todo="check the address; is this a Cloister service?",
             )
-        result = appraise_any(parse_bundle(body), policies, nonce=nonce, now=self.now())
+        now = self.now()
+        result = appraise_any(parse_bundle(body), policies, nonce=nonce, now=now)
         with self._lock:
             self._floor = max(self._floor, result.claims.issued_at)
-            self.result = result
+            self.result, self._shown = result, Shown(body, nonce, now)
         return result
 
     def _ask_manifest(self, anchored: Anchored) -> Steps[AnchoredManifest]:
@@ -154,16 +157,31 @@ class Verification:
         result = self.result
         return result if result is not None and self.now() < result.expires else None
 
-    def converse(self, request: PlainRequest) -> Steps[AnswerReader]:
-        """Seal ``request`` to the attested key, send it, and read the answer up to its head.
+    @property
+    def shown(self) -> Shown | None:
+        """The evidence that the newest result came of."""
+        return self._shown
+
+    def _newest(self) -> tuple[AttestationResult[KeyMaterial], Shown]:
+        """A result and the evidence that it came of, which belong together."""
+        with self._lock:
+            if self.result is None or self._shown is None:
+                raise ChannelError("nothing was verified yet")
+            return self.result, self._shown
+
+    def converse(self, request: PlainRequest, *, salt: bytes | None = None) -> Steps[AnswerReader]:
+        """Seal ``request`` to the attested key, send it, and read the answer up to its head; ``salt`` asks for a receipt.
 
         Raises :class:`PlaintextResponse`, :class:`UnknownKey` (twice, or falsely claimed) and what opening raises.
         """
-        result = self.standing() or (yield from self.verify())
+        if self.standing() is None:
+            yield from self.verify()
+        result, shown = self._newest()
         material = result.require_fresh(self.now())
         config = self._choose(material)
         for last in (False, True):
-            exchange = SealedExchange(config, request)
+            exchange = SealedExchange(config, request, salt=salt)
+            exchange.answer.promised = None if salt is None else Promised(salt, request, material, shown)
             head = yield Send(
                 path=headers.GATEWAY_PATH, fields=_outer_fields(material), content=exchange.content
             )
@@ -177,7 +195,9 @@ class Verification:
                 )
             if last:
                 break
-            material = (yield from self.verify()).require_fresh(self.now())
+            yield from self.verify()
+            result, shown = self._newest()
+            material = result.require_fresh(self.now())
             renewed = self._choose(material)
             if renewed.public_key == config.public_key:
                 raise UnknownKey(

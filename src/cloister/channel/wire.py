@@ -6,7 +6,7 @@ whatever happens. The opened body is handed on as it arrives; closing it closes 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Final, TypeVar
 
 import httpx2
@@ -15,6 +15,8 @@ from cloister.channel.exchange import AnswerReader
 from cloister.channel.verification import Close, Head, Keep, Read, Send, Steps
 
 T = TypeVar("T")
+Ended = Callable[[AnswerReader], None]
+"""Called once an answer was opened to its end, before the last of it is handed on."""
 
 DEFAULT_TIMEOUT: Final = httpx2.Timeout(600.0, connect=5.0)
 """Seconds; long, because models think. The same as the OpenAI SDK's own."""
@@ -123,14 +125,19 @@ class AsyncWire:
 class SealedStream(httpx2.SyncByteStream):
     """The opened body, as it arrives; closing it closes the outer connection."""
 
-    def __init__(self, wire: Wire, answer: AnswerReader) -> None:
-        self._wire, self._answer = wire, answer
+    def __init__(self, wire: Wire, answer: AnswerReader, ended: Ended) -> None:
+        self._wire, self._answer, self._ended = wire, answer, ended
 
     def __iter__(self) -> Iterator[bytes]:
+        if self._answer.ended:  # it came whole with its head
+            self._ended(self._answer)
         yield from self._answer.waiting
         while not self._answer.ended:
             part = self._wire.read()
-            yield from self._answer.feed(part) if part else self._answer.finish()
+            found = self._answer.feed(part) if part else self._answer.finish()
+            if self._answer.ended:
+                self._ended(self._answer)
+            yield from found
 
     def close(self) -> None:
         self._wire.close()
@@ -139,15 +146,20 @@ class SealedStream(httpx2.SyncByteStream):
 class AsyncSealedStream(httpx2.AsyncByteStream):
     """As :class:`SealedStream`."""
 
-    def __init__(self, wire: AsyncWire, answer: AnswerReader) -> None:
-        self._wire, self._answer = wire, answer
+    def __init__(self, wire: AsyncWire, answer: AnswerReader, ended: Ended) -> None:
+        self._wire, self._answer, self._ended = wire, answer, ended
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._answer.ended:
+            self._ended(self._answer)
         for data in self._answer.waiting:
             yield data
         while not self._answer.ended:
             part = await self._wire.read()
-            for data in self._answer.feed(part) if part else self._answer.finish():
+            found = self._answer.feed(part) if part else self._answer.finish()
+            if self._answer.ended:
+                self._ended(self._answer)
+            for data in found:
                 yield data
 
     async def aclose(self) -> None:

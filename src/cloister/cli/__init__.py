@@ -34,6 +34,7 @@ from cloister.cli import (
     owner,
     policy,
     proxy,
+    receipt,
     reseal,
     run,
     seal,
@@ -113,6 +114,7 @@ _COMMANDS: Final[dict[str, Callable[..., object] | typer.Typer]] = {
     "measure": measure.app,
     "policy": policy.app,
     "token": token.app,
+    "receipt": receipt.app,
     "simulate": simulate.app,
 }
 _SETTINGS: Final = {

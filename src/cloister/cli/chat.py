@@ -46,19 +46,57 @@ def command(
         Path | None, typer.Option("--system", metavar="FILE", help="What the model is told first.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Of one answer.")] = None,
+    receipts: Annotated[
+        Path | None,
+        typer.Option(
+            "--receipts", metavar="DIR", help="Keep each answer's signed receipt there; no text of it."
+        ),
+    ] = None,
+    web: Annotated[
+        bool,
+        typer.Option("--web", help="A page in the browser instead, served on this machine to you alone."),
+    ] = False,
+    host: Annotated[
+        str, typer.Option("--host", help="Of the page: an address of this machine itself.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Of the page; 0 takes a free one.")
+    ] = 8789,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the page's address.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One question from standard input, one JSON object.")
     ] = False,
 ) -> None:
     """Talk to a verified service in the terminal; with standard input redirected, ask it one question."""
     from cloister.channel.transport import connect
+    from cloister.cli.receipt import receipt_keeper
     from cloister.client.conversation import Conversation
     from cloister.workload.confinement import no_core_dumps
 
+    if web:
+        if model or system or receipts or max_tokens is not None:
+            raise UsageError(
+                "--web excludes --model, --system, --receipts and --max-tokens", todo="the page has its own"
+            )
+        from cloister.cli.api_key_file import read_api_key
+        from cloister.cli.chat_web import serve_page
+
+        serve_page(
+            url,
+            policy=policy,
+            manifest=manifest,
+            service_key=read_api_key(service_key_file) if service_key_file else None,
+            host=host,
+            port=port,
+            open_browser=not no_browser,
+            as_json=as_json,
+        )
+        return
     no_core_dumps()  # what is said is in this memory: no image of it is written
     headers = key_headers(service_key_file)
     told = _read(system) if system else ""
-    with connect(url, policy=policy, manifest=manifest) as client:
+    keep = None if receipts is None else receipt_keeper(receipts)
+    with connect(url, policy=policy, manifest=manifest, receipts=keep) as client:
         talk = Conversation(client, model=model, system=told, headers=headers, max_tokens=max_tokens)
         if as_json or not sys.stdin.isatty():
             _once(talk, as_json=as_json)

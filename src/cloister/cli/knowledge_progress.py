@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cloister.client.api_answers import plain
-
 if TYPE_CHECKING:
     from cloister.client.documents import Added, Told
 

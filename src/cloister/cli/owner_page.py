@@ -77,7 +77,7 @@ def command(
             shown = f"[{address}]" if ":" in address else address
             url = f"http://{shown}:{bound}{guard.entrance}"
             listener.listen()  # before the browser asks; the server takes over what waits
-            with _opened(url, wanted=not no_browser):
+            with opened(url, wanted=not no_browser):
                 # Once, and to whoever started it: the address opens the page one time.
                 typer.echo(json.dumps({"page": url}) if as_json else f"open once: {url}")
                 run_server(guard, listener, name="owners' page", as_json=as_json)
@@ -144,7 +144,7 @@ def _origin(origin: str | None, manifest: Path | None) -> str | None:
 
 
 @contextmanager
-def _opened(url: str, *, wanted: bool) -> Iterator[None]:
+def opened(url: str, *, wanted: bool) -> Iterator[None]:
     """A browser at ``url``, by way of a private file: a command line can be read by everybody on this machine."""
     if not wanted:
         yield

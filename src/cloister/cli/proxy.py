@@ -20,7 +20,7 @@ from cloister.errors import UsageError
 if TYPE_CHECKING:
     import httpx2
 
-    from cloister.channel.transport import AsyncSealedTransport
+    from cloister.channel.transport import AsyncSealedTransport, TakeReceipt
     from cloister.channel.verification import Verification
 
 LISTEN = "127.0.0.1:8788"
@@ -94,7 +94,9 @@ def command(
             remove_socket(unix, mine)
 
 
-def verified(origin: httpx2.URL, verification: Verification) -> AsyncSealedTransport:
+def verified(
+    origin: httpx2.URL, verification: Verification, *, receipts: TakeReceipt | None = None
+) -> AsyncSealedTransport:
     """To a service that has just been verified, and is again when its result ends. Raises as `connect`."""
     import httpx2
 
@@ -113,7 +115,7 @@ def verified(origin: httpx2.URL, verification: Verification) -> AsyncSealedTrans
     # Verifications come beside requests, and must not wait for them.
     limits = httpx2.Limits(max_connections=2 * MAX_REQUESTS, max_keepalive_connections=MAX_REQUESTS)
     outer = httpx2.AsyncHTTPTransport(verify=origin.scheme == "https", limits=limits)
-    return AsyncSealedTransport(origin, verification, outer)
+    return AsyncSealedTransport(origin, verification, outer, receipts=receipts)
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -2,8 +2,9 @@
 
 A loopback port is open to every program and every web site of this machine. So the page lies below a random place,
 to which its cookie is scoped too (cookies know no ports); a token opens it once; another name in ``Host`` (DNS
-rebinding), another site's request, every method but GET and HEAD, and whoever has no cookie are refused before the
-page sees anything. Answers are never stored and run no script but the page's own.
+rebinding), another site's request, every method but the page's, and whoever has no cookie are refused before the
+page sees anything. What changes something has to come from the page itself, by the browser's own word and a field of
+ours. Answers are never stored and run no script but the page's own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cloister.errors import UsageError
 
 COOKIE: Final = "cloister-page"
+SHOWS: Final = frozenset(("GET", "HEAD"))
+CHANGES: Final = SHOWS | {"POST", "PUT", "DELETE"}
+OWN_FIELD: Final = "x-cloister-page"
+"""Of what is not GET or HEAD: another site's page could send it only after asking, which is refused."""
 CONTENT_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -74,8 +79,9 @@ def require_loopback(host: str) -> str:
 class Guard:
     """Wraps the page's application, which sees only what is below its place, as if it lay at ``/``."""
 
-    def __init__(self, app: ASGIApp, secret: Secrets, *, port: int) -> None:
+    def __init__(self, app: ASGIApp, secret: Secrets, *, port: int, methods: frozenset[str] = SHOWS) -> None:
         self._app = app
+        self._methods = methods
         self._secret = secret
         self._hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
         self._entered = False
@@ -103,8 +109,10 @@ class Guard:
         if answer is not None:
             await answer(scope, receive, guarded)
             return
-        path = "/" + scope["path"].removeprefix(f"/{self._secret.place}/")
-        await self._app({**scope, "path": path, "raw_path": path.encode(), "root_path": ""}, receive, guarded)
+        place = f"/{self._secret.place}/"
+        path = "/" + scope["path"].removeprefix(place)
+        raw = b"/" + scope.get("raw_path", scope["path"].encode()).removeprefix(place.encode())
+        await self._app({**scope, "path": path, "raw_path": raw, "root_path": ""}, receive, guarded)
 
     def _answer(self, scope: Scope) -> Response | None:
         """What is said at the door; None lets the request in."""
@@ -117,6 +125,8 @@ class Guard:
         # Another port of this machine is the same *site*, and no more welcome than another site.
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return _refused("another site asked for this page", 403)
+        if scope["method"] not in SHOWS and not self._own(headers):
+            return _refused("only the page itself changes something", 403)
         if not self._known(headers):
             return _refused("this browser did not open the page: start the command again", 403)
         return None
@@ -126,13 +136,22 @@ class Guard:
         place = f"/{self._secret.place}/".encode()
         if headers.getlist("host") != [headers.get("host", "")] or headers["host"] not in self._hosts:
             return _refused("this page answers to its own address only", 421)
-        if scope["method"] not in ("GET", "HEAD"):
-            return _refused("this page only shows: nothing is changed here", 405)
+        if scope["method"] not in self._methods:
+            only = self._methods == SHOWS
+            return _refused(
+                "this page only shows: nothing is changed here" if only else "this page knows no such method",
+                405,
+            )
         if len(scope["path"]) + len(scope["query_string"]) > MAX_TARGET:
             return _refused("the address is too long", 414)
         if not hmac.compare_digest(scope["path"].encode()[: len(place)], place):
             return _refused("use the address that the command printed", 404)
         return None
+
+    def _own(self, headers: Headers) -> bool:
+        origin = headers.get("origin", "").removeprefix("http://")
+        site = headers.get("sec-fetch-site", "same-origin")
+        return site == "same-origin" and origin in self._hosts and headers.get(OWN_FIELD) == "1"
 
     def _enter(self, scope: Scope, headers: Headers) -> Response:
         given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=4).get("token", [""])[0]

@@ -31,7 +31,9 @@ RECEIVE_SECONDS: Final = 60.0
 """That a program may take to send its request."""
 VERIFICATION: Final = b"/v1/cloister/verification"
 """Answered here: who is verified, and until when."""
-_STAYS: Final = frozenset((b"authorization", b"cookie", b"expect"))
+REQUEST_ID: Final = b"x-cloister-request-id"
+"""Of an answer: under which id its request was sealed, by which its receipt is named."""
+_STAYS: Final = frozenset((b"authorization", b"cookie", b"expect", b"x-cloister-page"))
 """What is between a program and its proxy, and goes no further."""
 _NO_RETRY: Final = (b"x-should-retry", b"false")
 """OpenAI's clients ask again after a 502; a request whose answer is not believed may have been carried out."""
@@ -147,7 +149,10 @@ class Proxy:
             return
         self._notice()
         try:
-            fields = list(headers.to_present(answer.headers.raw))
+            fields = [
+                *headers.to_present(answer.headers.raw),
+                (REQUEST_ID, answer.extensions["cloister_request_id"]),
+            ]
             with suppress(OSError):
                 await send({"type": "http.response.start", "status": answer.status_code, "headers": fields})
                 async for part in answer.stream:  # type: ignore[union-attr]

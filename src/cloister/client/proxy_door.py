@@ -19,7 +19,7 @@ from cloister.encoding import encode_json
 Fields = Iterable[tuple[bytes, bytes]]
 MAX_TARGET: Final = 8192
 """Bytes of path and query."""
-_METHODS: Final = frozenset(("GET", "HEAD", "POST", "DELETE"))
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE"))
 _NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 _BY_BROWSERS: Final = (b"origin", b"sec-fetch-site", b"access-control-request-method")
 """Of these one at least is in every request that a page can cause in a browser of this decade."""
@@ -48,6 +48,8 @@ class Door:
 
     hosts: frozenset[str] | None
     key: bytes | None = field(repr=False)
+    page: bool = False
+    """Behind the guard of this machine's own page, which has asked already."""
 
     @classmethod
     def of_port(cls, port: int, key: str, *, address: str = "127.0.0.1") -> Self:
@@ -63,6 +65,11 @@ class Door:
         """On a Unix socket that only its owner may open."""
         return cls(None, None)
 
+    @classmethod
+    def of_page(cls) -> Self:
+        """Behind :class:`~cloister.client.guard.Guard`."""
+        return cls(None, None, page=True)
+
     def refusal(self, method: str, path: bytes, query: bytes, fields: Fields) -> Refusal | None:
         """Why a request is not passed on; None lets it in. ``path`` is as it came, without the query."""
         found: dict[bytes, list[bytes]] = {}
@@ -71,7 +78,7 @@ class Door:
         hosts = [value.decode("latin-1").lower() for value in found.get(b"host", [])]
         if self.hosts is not None and (len(hosts) != 1 or hosts[0] not in self.hosts):
             return Refusal(421, "misdirected", "this proxy answers to its own address only")
-        if any(name in found for name in _BY_BROWSERS):
+        if not self.page and any(name in found for name in _BY_BROWSERS):
             return Refusal(403, "web_page", "this proxy answers programs, and no web page")
         if self.key is not None and not self._known(found.get(b"authorization", [])):
             return Refusal(

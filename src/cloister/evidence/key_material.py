@@ -40,6 +40,8 @@ class KeyMaterial(Record, frozen=True, kw_only=True):
     """Of a key broker: SHA-256 of the root certificate (DER) of the mesh that it certifies, hexadecimal."""
     manifest_sha256: str | None = None
     """Of a key broker: digest of the manifest in force, hexadecimal."""
+    receipt_public_key: str | None = None
+    """Ed25519 public key that signs receipts of answers, hexadecimal; None where none are given."""
 
 
 def parse_key_material(data: bytes) -> KeyMaterial:
@@ -49,7 +51,7 @@ def parse_key_material(data: bytes) -> KeyMaterial:
         raise FormatError("key material names no key")
     if not 1 <= len(material.replica) <= 128:
         raise FormatError("key material names no replica (1 to 128 characters)")
-    for name in ("tls_spki_sha256", "mesh_root_sha256", "manifest_sha256"):
+    for name in ("tls_spki_sha256", "mesh_root_sha256", "manifest_sha256", "receipt_public_key"):
         digest = getattr(material, name)
         if digest is not None:
             from_hex(digest, 32, what=f"{name} of the key material")

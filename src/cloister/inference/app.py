@@ -131,7 +131,7 @@ class _Api:
     async def chat(self, asked: Asked, reply: Reply) -> None:
         request = convert(await asked.json(), ChatRequest)
         if self._room is not None and request.model.startswith(self._room.prefix):
-            await self._room.chat(request, reply, asked.caller)
+            await self._room.chat(request, reply, asked)
         else:
             await self._complete(chat_request(request), reply, asked.caller.tenant)
 

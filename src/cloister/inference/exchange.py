@@ -16,6 +16,7 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
+from cloister.channel.receipts import EXTENSION as RECEIPT
 from cloister.errors import InferenceError
 from cloister.inference.api_errors import RequestRefused
 from cloister.inference.generation import Moment
@@ -30,6 +31,8 @@ JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 
 Fields = tuple[tuple[bytes, bytes], ...]
+Commit = Callable[..., None]
+"""Takes the parts (bytes) of one passage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Asked:
     """A request that was let in."""
 
     caller: Caller
+    commit: Commit | None
+    """Where the client asked for a receipt: commits to something that the answer is made from."""
     path: Mapping[str, str]
     """The parts of the path that the route names."""
     data: bytes
@@ -138,7 +143,10 @@ class Exchange:
             headers = Headers(scope=scope)
             caller = self._caller_of(headers.get("authorization"))
             data = b"" if self._content is None else await _read_body(headers, receive, self._content)
-            asked = Asked(caller, scope.get("path_params", {}), data)
+            draft = scope.get("extensions", {}).get(RECEIPT)
+            asked = Asked(
+                caller, None if draft is None else draft.passage, scope.get("path_params", {}), data
+            )
             await _unless_disconnected(self._answer(asked, reply), receive)
         except _Disconnected:
             return

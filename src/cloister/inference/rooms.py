@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.routing import Route
 
-from cloister.inference.exchange import JSON, Answer, Caller, Exchange, Reply
+from cloister.inference.exchange import JSON, Answer, Asked, Caller, Exchange, Reply
 from cloister.inference.generation import Generations
 from cloister.inference.openai_requests import ChatRequest
 
@@ -40,7 +40,7 @@ class Room:
     """Of the names of models that the room answers for."""
     models: Callable[[Caller], Sequence[str]]
     """Those that this caller may ask."""
-    chat: Callable[[ChatRequest, Reply, Caller], Awaitable[None]]
+    chat: Callable[[ChatRequest, Reply, Asked], Awaitable[None]]
     """Answers a chat completion of a model with the room's prefix."""
 
 

@@ -97,7 +97,7 @@ def start(
         progress("engine", name)
         added = None if room is None or count is None else room(count, undo)
         app = create_app(engine, model_name=configuration.model_name, api_keys=api_keys, room=added)
-        keyring = KeyRing(replica=replica)
+        keyring = KeyRing(replica=replica, receipts=True)
         undo.callback(keyring.close)
         evidence = EvidenceService(attester, keyring, devices=devices)
         gateway = SealedGateway(

@@ -175,27 +175,29 @@ class _Endpoints:
         async for told in self._answering.answer(request, collections, asked.caller, moment=reply.moment):
             if isinstance(told, Piece):
                 pieces.append(told.text)
+            if isinstance(told, Given):
+                given = told
+                _commit(asked, given)
             if request.stream:
                 await reply.event(event(told.text if isinstance(told, Piece) else told))
-            elif isinstance(told, Given):
-                given = told
             elif isinstance(told, End):
                 await reply.json(whole_answer(given, "".join(pieces), told))
         if request.stream:
             await reply.end()
 
-    async def _chat(self, request: ChatRequest, reply: Reply, caller: Caller) -> None:
+    async def _chat(self, request: ChatRequest, reply: Reply, by: Asked) -> None:
         asked, system = of_chat(request)
-        collections = self._asked(asked.collections, caller)
+        collections = self._asked(asked.collections, by.caller)
         options = request.stream_options
         counted = options is not None and bool(options.include_usage)
         completion = Completion(secrets.token_hex(16), request.model, int(self._desk.now()))
         given, pieces = Given((), asked.question), list[str]()
         async for told in self._answering.answer(
-            asked, collections, caller, system=system, moment=reply.moment
+            asked, collections, by.caller, system=system, moment=reply.moment
         ):
             if isinstance(told, Given):
                 given = told
+                _commit(by, given)
                 if asked.stream:
                     await reply.event(completion.begin(given))
             elif isinstance(told, Piece):
@@ -224,6 +226,19 @@ class _Endpoints:
     def _asked(self, names: Collection[str], caller: Caller) -> frozenset[str]:
         readable = self._user(caller).readable
         return frozenset(_allowed(name, readable) for name in names)
+
+
+def _commit(asked: Asked, given: Given) -> None:
+    """The receipt says which passages the answer was made from."""
+    if asked.commit is not None:
+        for hit in given.hits:
+            one = hit.found
+            asked.commit(
+                one.collection.encode(),
+                one.document.encode(),
+                str(one.number).encode(),
+                one.passage.text.encode(),
+            )
 
 
 def _allowed(collection: str, allowed: frozenset[str]) -> str:

@@ -1,0 +1,75 @@
+"""A receipt checked by who was not there: its evidence again, as of then, its signature, what it commits to. Pure.
+
+The evidence holds the endorsements that its verification used, so nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cloister.appraisal.policy import Policy
+from cloister.appraisal.result import AttestationResult
+from cloister.channel.receipt_file import ReceiptFile
+from cloister.channel.receipts import (
+    Receipt,
+    check_receipt,
+    commit_passage,
+    commit_request,
+    commit_response,
+    parse_receipt,
+)
+from cloister.channel.verification import appraise_any
+from cloister.errors import ChannelError, FormatError
+from cloister.evidence.bundle import parse_bundle
+from cloister.evidence.key_material import KeyMaterial
+
+SKEW: Final = 300
+"""Seconds by which the clocks of client and workload may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A receipt that holds, and by whose evidence."""
+
+    receipt: Receipt
+    result: AttestationResult[KeyMaterial]
+
+
+def check_file(file: ReceiptFile, policies: Sequence[Policy]) -> Checked:
+    """Appraise the evidence as of then, and the receipt by its key. Raises what appraisal raises, and ChannelError."""
+    result = appraise_any(parse_bundle(file.evidence), policies, nonce=file.nonce, now=file.verified_at)
+    material = result.require_fresh(file.verified_at)
+    receipt = check_receipt(parse_receipt(file.receipt, file.signature), material)
+    if not file.verified_at - SKEW <= receipt.ended <= material.not_after + SKEW:
+        raise ChannelError(
+            "the receipt was signed at a time at which its key was not attested", todo="do not rely on it"
+        )
+    return Checked(receipt, result)
+
+
+def check_content(
+    file: ReceiptFile, signed: Receipt, *, request: bytes | None, response: bytes | None
+) -> None:
+    """Raise :class:`ChannelError` unless these bytes are what the receipt commits to; FormatError without its opening."""
+    if file.opening is None:
+        raise FormatError("this file cannot be opened: it was shared without its salt")
+    one = file.opening
+    if request is not None and signed.request != commit_request(
+        one.salt, one.method.encode(), one.path.encode(), request
+    ):
+        raise ChannelError("the request is not the one that was answered")
+    if response is not None and signed.response != commit_response(
+        one.salt, one.status, hashlib.sha256(response).digest()
+    ):
+        raise ChannelError("the answer is not the one that was given")
+
+
+def opened_passages(file: ReceiptFile, signed: Receipt, passages: Sequence[Sequence[bytes]]) -> bool:
+    """Whether the answer was made from exactly these, each told by its parts, in this order."""
+    if file.opening is None:
+        raise FormatError("this file cannot be opened: it was shared without its salt")
+    found = tuple(commit_passage(file.opening.salt, *parts) for parts in passages)
+    return found == signed.passages
