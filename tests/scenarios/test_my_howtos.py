@@ -20,7 +20,7 @@ from training_data import CANARY, write_answers, write_claims
 from training_site import ISOLATION, PROJECT, TRAINING, assert_nothing_plain
 
 PAGES = PROJECT / "docs" / "how-to"
-PORTS = ("8000", "8090", "8100", "8443", "8788")
+PORTS = ("8000", "8090", "8100", "8443", "8788", "8789")
 
 
 def _free_port() -> str:
@@ -97,6 +97,11 @@ def test_questions_over_documents_are_answered_to_who_may_ask(folder: Path) -> N
     assert b"inhaler" not in (folder / "documents.index").read_bytes()
     for key in (folder / "keys").iterdir():
         assert key.read_text().strip() not in said
+
+
+def test_the_page_is_opened_by_its_address_and_by_nothing_else(folder: Path) -> None:
+    said = follow("chat-page.md", folder)
+    assert said.split("THE-END")[0].split()[-2:] == ["200", "404"]
 
 
 def test_my_training_script_trains_on_what_is_sealed_and_leaves_nothing_in_the_clear(folder: Path) -> None:

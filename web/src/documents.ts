@@ -27,7 +27,7 @@ function section(one: Collection, words: Words, changed: () => void): HTMLElemen
         el(
           "li",
           {},
-          el("span", {}, row.title === row.document ? row.document : `${row.title} (${row.document})`, el("small", {}, ` ${row.passages} ${words.passages}`)),
+          el("span", {}, row.title === row.document ? row.document : `${row.title} (${row.document})`, el("small", {}, ` ${words.passages(row.passages)}`)),
           one.writable ? button(words.remove, () => sure(row.document), { "aria-label": `${words.remove}: ${row.document}` }) : null,
         ),
       ),
@@ -81,7 +81,7 @@ function inlet(collection: string, words: Words, done: () => void): HTMLElement 
           line.textContent = `${file.name}: ${words[what]}`;
         });
         const outcome = { added: words.added, replaced: words.replaced, unchanged: words.unchanged }[ended.what] ?? ended.what;
-        line.textContent = `${file.name}: ${outcome}${ended.passages ? `, ${ended.passages} ${words.passages}` : ""}`;
+        line.textContent = `${file.name}: ${outcome}${ended.passages ? `, ${words.passages(ended.passages)}` : ""}`;
         bar.remove();
         done();
       } catch (error) {
