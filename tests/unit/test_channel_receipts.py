@@ -210,6 +210,16 @@ def test_a_receipt_s_file_whose_evidence_key_or_time_was_exchanged_is_refused(
         check_file(file, [policy_for(launched(b"\x07" * 32))])
 
 
+@pytest.mark.parametrize("status", [0, 99, 600, 70000, -1])
+def test_a_file_with_a_status_that_cannot_be_is_refused(
+    exchanged: tuple[ReceiptFile, bytes, bytes, Service], status: int
+) -> None:
+    document = json.loads(exchanged[0].encode())
+    document["opening"]["status"] = status
+    with pytest.raises(FormatError):
+        parse_file(json.dumps(document).encode())
+
+
 def test_a_workload_that_gives_no_receipts_is_an_error_to_who_asked_for_them() -> None:
     with (
         running(keyring=KeyRing(replica="r")) as service,

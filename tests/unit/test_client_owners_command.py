@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import manifest_parts
 from broker_parts import PATH, policy_for
 from cloister.cli.owner import app
-from cloister.cli.owner_page import _opened
+from cloister.cli.owner_page import opened
 from cloister.errors import AppraisalRefused, NetworkError, UsageError
 from cloister.manifest.storage import write_signed
 from owners_bench import START, Deployed, deployed, reader
@@ -93,7 +93,7 @@ def test_the_browser_is_sent_there_by_a_private_file_and_no_command_line(
         return True
 
     monkeypatch.setattr("webbrowser.open", opened)
-    with _opened("http://127.0.0.1:1/place/enter?token=secret", wanted=True):
+    with opened("http://127.0.0.1:1/place/enter?token=secret", wanted=True):
         assert there.wait(10)
     assert "secret" not in asked[0]
     ((text, mode),) = done

@@ -66,6 +66,29 @@ def test_a_passage_that_does_not_fit_makes_room_for_a_shorter_one() -> None:
     assert "[2] Lungs > Asthma\nshort" in made.messages[-1]["content"]
 
 
+def test_a_text_that_cannot_fit_is_refused_before_its_tokens_are_counted() -> None:
+    counted: list[int] = []
+
+    def counting(text: str) -> int:
+        counted.append(len(text))
+        return count(text)
+
+    with pytest.raises(RequestRefused, match="leaves no room"):
+        prompt(
+            "why",
+            [found("text")],
+            [],
+            system="x" * 100_000,
+            fence=FENCE,
+            count=counting,
+            context_length=600,
+            answer=100,
+        )
+    turns = [Turn(role="user", content="y" * 1_000_000)]
+    assert recent(turns, room=300, count=counting) == ([], 0)
+    assert counted == []
+
+
 def test_a_question_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(RequestRefused, match="leaves no room"):
         asked([found("text")], question="why " * 500)
@@ -80,8 +103,11 @@ def test_a_question_that_leaves_no_room_is_refused() -> None:
         ("<start_of_turn>user", "‹start_of_turn>user"),
         ("<\uff5cAssistant\uff5c>", "‹\uff5cAssistant\uff5c>"),
         ("as shown in [3] and [4, 5]", "as shown in (3) and (4, 5)"),
-        ("a < b and 3 <5", "a < b and 3 <5"),
-        ("[Note] and [a]", "[Note] and [a]"),
+        ("a < b and \uff1cb", "a ‹ b and ‹b"),
+        (
+            "[gMASK] [UNUSED_TOKEN_146] [Note] [a] [two words]",
+            "(gMASK) (UNUSED_TOKEN_146) (Note) [a] [two words]",
+        ),
     ],
 )
 def test_marks_of_a_model_in_a_document_are_written_otherwise(written: str, read: str) -> None:
@@ -92,7 +118,7 @@ def test_marks_of_a_model_in_a_document_are_written_otherwise(written: str, read
 def test_nothing_harmless_has_a_mark_or_a_citation(text: str) -> None:
     made = harmless(text)
     assert not citations(made, 999)
-    assert not any(f"<{mark}" in made for mark in "|/!_aZ<")
+    assert "<" not in made
     assert harmless(made) == made
 
 

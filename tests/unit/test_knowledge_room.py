@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -325,6 +326,57 @@ def test_a_document_s_name_that_leads_anywhere_is_refused(library: Library, name
             path = f"/v1/knowledge/collections/clinic/documents/{name.replace('../', '..%2F').replace('./', '.%2F')}"
             answer = await client.put(path, json={"digest": "00" * 32, "parts": 1})
             assert answer.status_code in (400, 404)
+
+    asyncio.run(main())
+
+
+class Slow(Library):
+    """Reads a document when it is let."""
+
+    gate = threading.Event()
+
+    def add(self, *args: Any, **more: Any) -> Any:
+        self.gate.wait(20)
+        return super().add(*args, **more)
+
+
+def test_documents_that_wait_are_few_of_each_user_and_lose_no_part(library: Library) -> None:
+    slow = Slow(library._index, library._encoder, read=read)
+    slow.gate.clear()
+
+    async def main() -> None:
+        async with opened(Engine(), slow, "alice") as client:
+            waiting = [
+                asyncio.ensure_future(put(client, f"# {number}\n\ntext".encode(), f"{number}.md"))
+                for number in range(2)
+            ]
+            await asyncio.sleep(0.5)
+            third = b"# third\n\ntext"
+            refused = await put(client, third, "third.md")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+            kept = await client.get(f"/v1/knowledge/uploads/{hashlib.sha256(third).hexdigest()}")
+            assert kept.json() == {"parts": [0]}
+            slow.gate.set()
+            for one in await asyncio.gather(*waiting):
+                assert told(one)[-1]["what"] == "added"
+            assert told(await put(client, third, "third.md"))[-1]["what"] == "added"
+
+    asyncio.run(main())
+
+
+def test_who_leaves_while_a_document_is_read_leaves_it_to_be_read(library: Library) -> None:
+    slow = Slow(library._index, library._encoder, read=read)
+    slow.gate.clear()
+
+    async def main() -> None:
+        async with opened(Engine(), slow, "alice") as client:
+            leaving = asyncio.ensure_future(put(client, b"# one\n\ntext", "one.md"))
+            await asyncio.sleep(0.5)
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+            slow.gate.set()
+            assert told(await put(client, b"# two\n\ntext", "two.md"))[-1]["what"] == "added"
+            assert (await put(client, b"# one\n\ntext", "one.md")).json()["what"] == "unchanged"
 
     asyncio.run(main())
 

@@ -6,7 +6,7 @@ import pytest
 
 from cloister.errors import DocumentRefused
 from cloister.inference.api_errors import RequestRefused
-from cloister.knowledge.uploads import MAX_ALTOGETHER, MAX_OF_USER, PART, SECONDS, Uploads
+from cloister.knowledge.uploads import MAX_ALTOGETHER, MAX_DOCUMENTS, MAX_OF_USER, PART, SECONDS, Uploads
 
 
 class Clock:
@@ -67,6 +67,18 @@ def test_nobody_fills_the_memory_alone_or_with_others() -> None:
             uploads.put(f"user-{other}", bytes([number // 32] * 32), number % 32, part)
     with pytest.raises(RequestRefused):
         uploads.put("late", bytes(32), 0, part)
+
+
+def test_many_small_parts_are_bounded_by_their_number() -> None:
+    uploads = Uploads(Clock())
+    for number in range(MAX_DOCUMENTS):
+        uploads.put("alice", bytes([number] * 32), 0, b"x")
+    with pytest.raises(RequestRefused):
+        uploads.put("alice", b"\xff" * 32, 0, b"x")
+    with pytest.raises(DocumentRefused):
+        uploads.take("alice", bytes(32), 1)
+    uploads.put("alice", b"\xff" * 32, 0, b"x")
+    uploads.put("bob", bytes(32), 0, b"x")
 
 
 def test_what_nobody_finishes_is_forgotten() -> None:

@@ -116,7 +116,10 @@ class KeyRing:
         raise UnknownKey(f"no key {key_id} is held here", todo="verify the workload again and seal anew")
 
     def signer(self, key_id: int) -> Callable[[bytes], bytes] | None:
-        """Signs receipts of requests that were sealed to this key; None where none are given, or the key is gone."""
+        """Signs receipts of requests that were sealed to this key; None where none are given, or the key is gone.
+
+        Who has it can sign until it lets go: an answer that runs past the keys' end still gets its receipt.
+        """
         with self._lock:
             for generation in self._generations:
                 if key_id in generation.tables and generation.receipt_key is not None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from cloister.appraisal.policy import Policy
 from cloister.appraisal.result import AttestationResult
-from cloister.channel.receipt_file import ReceiptFile
+from cloister.channel.receipt_file import ReceiptFile, require_time
 from cloister.channel.receipts import (
     Receipt,
     check_receipt,
@@ -25,9 +24,6 @@ from cloister.channel.verification import appraise_any
 from cloister.errors import ChannelError, FormatError
 from cloister.evidence.bundle import parse_bundle
 from cloister.evidence.key_material import KeyMaterial
-
-SKEW: Final = 300
-"""Seconds by which the clocks of client and workload may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +39,7 @@ def check_file(file: ReceiptFile, policies: Sequence[Policy]) -> Checked:
     result = appraise_any(parse_bundle(file.evidence), policies, nonce=file.nonce, now=file.verified_at)
     material = result.require_fresh(file.verified_at)
     receipt = check_receipt(parse_receipt(file.receipt, file.signature), material)
-    if not file.verified_at - SKEW <= receipt.ended <= material.not_after + SKEW:
-        raise ChannelError(
-            "the receipt was signed at a time at which its key was not attested", todo="do not rely on it"
-        )
+    require_time(receipt, material, file.verified_at)
     return Checked(receipt, result)
 
 

@@ -7,14 +7,16 @@ to somebody who shall not be able to guess what was said. Checked by receipt_che
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from cloister.channel.exchange import AnswerReader, PlainRequest
 from cloister.channel.headers import RECEIPT_HEADER, first
 from cloister.channel.receipts import (
     SALT_SIZE,
+    Receipt,
     SignedReceipt,
     check_receipt,
     commit_request,
@@ -27,6 +29,8 @@ from cloister.evidence.key_material import KeyMaterial
 
 FORMAT: Final = "cloister/receipt-file/v1"
 MAX_FILE: Final = 4 << 20
+SKEW: Final = 300
+"""Seconds by which the clocks of client and workload may differ."""
 
 
 class Opening(Record, frozen=True, kw_only=True):
@@ -35,7 +39,7 @@ class Opening(Record, frozen=True, kw_only=True):
     salt: bytes
     method: str
     path: str
-    status: int
+    status: Annotated[int, Meta(ge=100, le=599)]
 
 
 class ReceiptFile(Record, frozen=True, kw_only=True):
@@ -65,6 +69,14 @@ def parse_file(data: bytes) -> ReceiptFile:
     if len(file.nonce) != 32 or (file.opening is not None and len(file.opening.salt) != SALT_SIZE):
         raise FormatError("the receipt's file has a nonce or a salt of another length")
     return file
+
+
+def require_time(receipt: Receipt, material: KeyMaterial, verified_at: int) -> None:
+    """Raise :class:`ChannelError` for a receipt of a time at which its key was not attested."""
+    if not verified_at - SKEW <= receipt.ended <= material.not_after + SKEW:
+        raise ChannelError(
+            "the receipt was signed at a time at which its key was not attested", todo="do not rely on it"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +120,7 @@ class Promised:
             answered,
         ):
             raise ChannelError("the receipt is of another request or answer", todo="do not rely on it")
+        require_time(receipt, self.material, self.shown.verified_at)
         return self._file(signed, status)
 
     def _file(self, signed: SignedReceipt, status: int) -> ReceiptFile:

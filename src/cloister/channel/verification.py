@@ -128,7 +128,13 @@ class Verification:
                 todo="check the address; is this a Cloister service?",
             )
         now = self.now()
-        result = appraise_any(parse_bundle(body), policies, nonce=nonce, now=now)
+        try:
+            result = appraise_any(parse_bundle(body), policies, nonce=nonce, now=now)
+        except CloisterError:
+            # What stood before is not believed any more either: the next request verifies, or is not sent.
+            with self._lock:
+                self.result = self._shown = None
+            raise
         with self._lock:
             self._floor = max(self._floor, result.claims.issued_at)
             self.result, self._shown = result, Shown(body, nonce, now)

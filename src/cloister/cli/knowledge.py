@@ -193,9 +193,7 @@ def documents_at(paths: list[Path]) -> Iterator[tuple[str, Path]]:
     seen: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(
-                one for one in path.rglob("*") if one.is_file() and not _hidden(one.relative_to(path))
-            )
+            inside = sorted(one for one in path.rglob("*") if _own(one, path))
             named = [(one.relative_to(path).as_posix(), one) for one in inside]
         elif path.exists():
             named = [(path.name, path)]
@@ -213,8 +211,12 @@ def documents_at(paths: list[Path]) -> Iterator[tuple[str, Path]]:
     return iter(seen.items())
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _own(one: Path, folder: Path) -> bool:
+    """A file of the folder's own: hidden ones are left out, and links, which may lead to what nobody meant to show."""
+    inside = one.relative_to(folder)
+    ways = (one, *(folder / part for part in inside.parents))
+    linked = any(way.is_symlink() for way in ways if way != folder)
+    return one.is_file() and not linked and not any(part.startswith(".") for part in inside.parts)
 
 
 @contextmanager

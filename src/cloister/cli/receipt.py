@@ -100,6 +100,7 @@ def _show(checked: Checked, compared: list[str], *, as_json: bool) -> None:
     facts: dict[str, object] = {
         "request_id": receipt.request_id,
         **times,
+        "appraised_as_of": _time(checked.result.verified_at),
         "tee": result.claims.tee,
         "simulated": result.claims.simulated,
         "model_index": events.get("cloister.model-index"),
@@ -116,8 +117,10 @@ def _show(checked: Checked, compared: list[str], *, as_json: bool) -> None:
     for name, value in facts.items():
         if value not in (None, [], False):
             shown = ", ".join(value) if isinstance(value, list) else value
-            typer.echo(f"{name.replace('_', ' '):12} {shown}")
-    typer.echo("the receipt holds")
+            typer.echo(f"{name.replace('_', ' '):16} {shown}")
+    typer.echo(
+        "the receipt holds, if its evidence came at that time: its holder says so, and the workload's clock"
+    )
 
 
 def _time(seconds: int) -> str:

@@ -35,7 +35,11 @@ MAX_RECEIPTS: Final = 256
 REPORT_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; frame-ancestors 'none'"
 )
-_FILES: Final[Mapping[str, str]] = {"chat.js": "text/javascript", "chat.css": "text/css", "cloister.svg": "image/svg+xml"}
+_FILES: Final[Mapping[str, str]] = {
+    "chat.js": "text/javascript",
+    "chat.css": "text/css",
+    "cloister.svg": "image/svg+xml",
+}
 ShowReport = Callable[[Shown], str]
 """What was verified, as one HTML page that loads nothing. Raises CloisterError."""
 

@@ -35,6 +35,7 @@ REQUEST_ID: Final = b"x-cloister-request-id"
 """Of an answer: under which id its request was sealed, by which its receipt is named."""
 _STAYS: Final = frozenset((b"authorization", b"cookie", b"expect", b"x-cloister-page"))
 """What is between a program and its proxy, and goes no further."""
+_FOR_A_PAGE: Final = frozenset((b"content-type", b"retry-after", b"cache-control"))
 _NO_RETRY: Final = (b"x-should-retry", b"false")
 """OpenAI's clients ask again after a 502; a request whose answer is not believed may have been carried out."""
 _log = logging.getLogger("cloister.client")
@@ -149,8 +150,10 @@ class Proxy:
             return
         self._notice()
         try:
+            presented = headers.to_present(answer.headers.raw)
+            # In a browser a service's cookies and policies would be those of this machine's own page.
             fields = [
-                *headers.to_present(answer.headers.raw),
+                *(one for one in presented if not self._door.page or one[0] in _FOR_A_PAGE),
                 (REQUEST_ID, answer.extensions["cloister_request_id"]),
             ]
             with suppress(OSError):

@@ -6,10 +6,10 @@ Where no passage is near enough to the question the engine is not asked at all: 
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from cloister.inference.answers import gathered
@@ -22,6 +22,7 @@ from cloister.knowledge.prompt import NOT_THERE, REWRITTEN, Count, Message, alon
 from cloister.knowledge.requests import MAX_QUESTION, AnswerRequest
 from cloister.knowledge.retrieval import Hit
 from cloister.knowledge.shelf import Library
+from cloister.knowledge.threads import Threads
 
 MAX_ANSWER: Final = 512
 """Tokens of an answer where a request does not say, or a quarter of the context where that is less."""
@@ -64,10 +65,16 @@ class Answering:
     desk: Desk
     count: Count
     least_nearness: float
+    threads: Threads
+    """Of the room alone: what it does must not hold up who asks for evidence."""
 
-    async def hits(self, questions: list[str], collections: Collection[str], *, most: int) -> list[Hit]:
-        """Passages that may answer, beside the event loop."""
-        return await asyncio.to_thread(self.library.hits, questions, collections, most=most)
+    async def hits(
+        self, questions: list[str], collections: Collection[str], caller: Caller, *, most: int
+    ) -> list[Hit]:
+        """Passages that may answer, beside the event loop. Raises RequestRefused where too many ask."""
+        return await self.threads.in_turn(
+            caller.tenant, partial(self.library.hits, questions, collections, most=most)
+        )
 
     async def answer(
         self,
@@ -84,7 +91,7 @@ class Answering:
         if request.history:
             standing = await self._standing(request, caller, usage)
             wordings = [standing, request.question] if standing else wordings
-        hits = await self.hits(wordings, collections, most=request.passages)
+        hits = await self.hits(wordings, collections, caller, most=request.passages)
         near = [hit for hit in hits if hit.nearness >= self.least_nearness]
         if not near:
             yield Given((), wordings[0])
@@ -93,7 +100,8 @@ class Answering:
             return
         whole = self.desk.context_length
         length = min(request.max_tokens or MAX_ANSWER, whole // 2 if request.max_tokens else whole // 4)
-        asked = prompt(
+        asked = await self.threads.run(
+            prompt,
             request.question,
             [hit.found for hit in near],
             request.history,
@@ -122,8 +130,12 @@ class Answering:
 
     async def _standing(self, request: AnswerRequest, caller: Caller, usage: dict[str, int]) -> str:
         """A follow-up as a question that stands alone, by the model; empty if it finds none."""
-        messages = alone(
-            request.question, request.history, count=self.count, context_length=self.desk.context_length
+        messages = await self.threads.run(
+            alone,
+            request.question,
+            request.history,
+            count=self.count,
+            context_length=self.desk.context_length,
         )
         if not messages:
             return ""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS: Final = 4096
 """Of one computation, padding included."""
+SLICE: Final = 1024
+"""Texts that are cut into tokens at once."""
 SPECIAL: Final = 2
 """Tokens that an encoder puts around a text."""
 
@@ -58,6 +60,15 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str], *, told: Callable[[int], None] = lambda _done: None) -> Vectors:
         import numpy as np  # noqa: PLC0415 -- of the room alone
+
+        found = np.zeros((len(texts), self.dimensions), np.float32)
+        # In slices: what is known of each token beside its number takes a hundred times its text's memory.
+        for start in range(0, len(texts), SLICE):
+            found[start : start + SLICE] = self._slice(texts[start : start + SLICE], told)
+        return found
+
+    def _slice(self, texts: Sequence[str], told: Callable[[int], None]) -> Vectors:
+        import numpy as np  # noqa: PLC0415 -- as above
         import torch  # noqa: PLC0415 -- heavy
 
         found = np.zeros((len(texts), self.dimensions), np.float32)

@@ -22,7 +22,7 @@ from cloister.knowledge.texts import set_apart, words_query
 if TYPE_CHECKING:
     from cloister.knowledge.embedding import Vectors
 
-FORMAT: Final = "cloister/knowledge-index/v1"
+FORMAT: Final = "cloister/knowledge-index/v2"
 COARSE: Final = 20
 """Times as many candidates are taken by their signs as are ranked by their vectors."""
 MAX_FOUND: Final = 1000
@@ -38,6 +38,7 @@ CREATE TABLE passages (
     id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents, number INTEGER NOT NULL, headings TEXT NOT NULL,
     first_page INTEGER, last_page INTEGER, text TEXT NOT NULL, UNIQUE (document, number)
 ) STRICT;
+CREATE TABLE vectors (passage INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 """
 _WORDS: Final = """
 CREATE VIRTUAL TABLE words_{0} USING fts5 (heading, text, tokenize='porter unicode61 remove_diacritics 2');
@@ -168,8 +169,9 @@ class Index:
         with self._database.turn() as turn:
             for collection in self._known(turn, collections):
                 ranked += turn.execute(
-                    "SELECT vec_distance_cosine(vector, ?) AS distance, passage FROM vectors WHERE signs MATCH "
-                    "vec_quantize_binary(?) AND k = ? AND collection = ? ORDER BY distance LIMIT ?",
+                    "SELECT vec_distance_cosine(v.vector, ?) AS distance, s.passage FROM signs s JOIN vectors v "
+                    "ON v.passage = s.passage WHERE s.signs MATCH vec_quantize_binary(?) AND k = ? AND s.collection = ? "
+                    "ORDER BY distance LIMIT ?",
                     (blob, blob, wide, collection, most),
                 ).fetchall()
         return [passage for _, passage in sorted(ranked)[:most]]
@@ -182,7 +184,8 @@ class Index:
             known = frozenset(self._known(turn, collections))
             for own in ids:
                 row = turn.execute(
-                    "SELECT collection, vec_distance_cosine(vector, ?) FROM vectors WHERE passage = ?",
+                    "SELECT d.collection, vec_distance_cosine(v.vector, ?) FROM vectors v JOIN passages p "
+                    "ON p.id = v.passage JOIN documents d ON d.id = p.document WHERE v.passage = ?",
                     (blob, own),
                 ).fetchone()
                 if row is not None and row[0] in known:
@@ -209,8 +212,8 @@ class Index:
             for statement in _SCHEMA.split(";\n"):
                 turn.execute(statement)
             turn.execute(
-                "CREATE VIRTUAL TABLE vectors USING vec0 (passage INTEGER PRIMARY KEY, collection INTEGER PARTITION KEY, "
-                f"signs BIT[{self.dimensions}], vector FLOAT[{self.dimensions}])"
+                "CREATE VIRTUAL TABLE signs USING vec0 (passage INTEGER PRIMARY KEY, collection INTEGER PARTITION KEY, "
+                f"signs BIT[{self.dimensions}])"
             )
             turn.executemany("INSERT INTO facts VALUES (?, ?)", sorted(facts.items()))
         found = dict(turn.execute("SELECT name, value FROM facts").fetchall())
@@ -244,9 +247,10 @@ class Index:
             (own, heading, set_apart(passage.text)),
         )
         blob = vector.astype("<f4").tobytes()
+        turn.execute("INSERT INTO vectors VALUES (?, ?)", (own, blob))
         turn.execute(
-            "INSERT INTO vectors (passage, collection, signs, vector) VALUES (?, ?, vec_quantize_binary(?), ?)",
-            (own, collection, blob, blob),
+            "INSERT INTO signs (passage, collection, signs) VALUES (?, ?, vec_quantize_binary(?))",
+            (own, collection, blob),
         )
 
     def _remove(self, turn: Any, collection: str, name: str) -> bool:
@@ -260,6 +264,7 @@ class Index:
         for passage in turn.execute("SELECT id FROM passages WHERE document = ?", (document,)).fetchall():
             turn.execute(f"DELETE FROM words_{own} WHERE rowid = ?", passage)  # noqa: S608 -- as above
             turn.execute("DELETE FROM vectors WHERE passage = ?", passage)
+            turn.execute("DELETE FROM signs WHERE passage = ?", passage)
         turn.execute("DELETE FROM passages WHERE document = ?", (document,))
         turn.execute("DELETE FROM documents WHERE id = ?", (document,))
         if turn.execute("SELECT 1 FROM documents WHERE collection = ? LIMIT 1", (own,)).fetchone() is None:

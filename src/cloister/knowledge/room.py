@@ -6,12 +6,12 @@ as one that is not there at all. Specification: docs/spec/knowledge-service.md.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from cloister.errors import DocumentRefused, UsageError, WorkloadError
@@ -34,6 +34,7 @@ from cloister.knowledge.requests import (
 from cloister.knowledge.rules import Rules
 from cloister.knowledge.shelf import Added, Library
 from cloister.knowledge.telling import Completion, event, sources, whole_answer
+from cloister.knowledge.threads import Threads
 from cloister.knowledge.uploads import Uploads
 
 LOG: Final = logging.getLogger("cloister.knowledge")
@@ -64,7 +65,8 @@ class _Endpoints:
         self._library = library
         self._rules = rules
         self._desk = desk
-        self._answering = Answering(library, desk, count, rules.least_nearness / 100)
+        self._threads = Threads()
+        self._answering = Answering(library, desk, count, rules.least_nearness / 100, self._threads)
         self._uploads = Uploads(clock)
         self._ingest = Ingest(library)
 
@@ -93,7 +95,7 @@ class _Endpoints:
 
     async def _collections(self, asked: Asked, reply: Reply) -> None:
         user = self._user(asked.caller)
-        documents = await asyncio.to_thread(self._library.documents, user.readable)
+        documents = await self._threads.run(self._library.documents, user.readable)
         listed = [
             {
                 "collection": collection,
@@ -107,7 +109,7 @@ class _Endpoints:
 
     async def _documents(self, asked: Asked, reply: Reply) -> None:
         collection = _allowed(asked.path["collection"], self._user(asked.caller).readable)
-        documents = await asyncio.to_thread(self._library.documents, {collection})
+        documents = await self._threads.run(self._library.documents, {collection})
         listed = [
             {
                 "document": one.name, "title": one.title, "digest": one.digest.hex(), "passages": one.passages,
@@ -134,12 +136,14 @@ class _Endpoints:
         request = convert(await asked.json(), AddRequest)
         digest = check_digest(request.digest)
         try:
-            known = await asyncio.to_thread(self._library.holds, collection, name, digest)
+            known = await self._threads.run(self._library.holds, collection, name, digest)
             if known:
                 await reply.json({"what": "unchanged", "passages": 0})
                 return
-            content = await asyncio.to_thread(self._uploads.take, user.name, digest, request.parts)
-            async for told in self._ingest.add(collection, name, content):
+            self._uploads.require(user.name, digest, request.parts)
+            # Its parts are counted as the user's until it is this document's turn.
+            take = partial(self._uploads.take, user.name, digest, request.parts)
+            async for told in self._ingest.add(user.name, collection, name, take):
                 await reply.event(_progress(told))
         except (DocumentRefused, UsageError) as error:
             todo = f"; {error.todo}" if error.todo else ""
@@ -157,7 +161,7 @@ class _Endpoints:
         user = self._writer(asked.caller)
         collection = _allowed(asked.path["collection"], user.writable)
         name = check_document(asked.path["name"])
-        removed = await asyncio.to_thread(self._library.remove, collection, name, visible=user.readable)
+        removed = await self._threads.run(self._library.remove, collection, name, visible=user.readable)
         if not removed.there:
             raise RequestRefused("There is no such document", status=404, code="document_not_found")
         await reply.json({"removed": True, "copies": removed.copies})
@@ -165,7 +169,9 @@ class _Endpoints:
     async def _search(self, asked: Asked, reply: Reply) -> None:
         request = convert(await asked.json(), SearchRequest)
         collections = self._asked(request.collections, asked.caller)
-        hits = await self._answering.hits([request.question], collections, most=request.passages)
+        hits = await self._answering.hits(
+            [request.question], collections, asked.caller, most=request.passages
+        )
         await reply.json({"object": "list", "data": sources(hits)})
 
     async def _answer(self, asked: Asked, reply: Reply) -> None:
