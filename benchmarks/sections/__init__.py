@@ -34,6 +34,7 @@ ON_REQUEST: Final = (
     "federated_quality",
     "federated_cost",
     "knowledge_retrieval",
+    "knowledge_answers",
 )
 """Run by name alone."""
 

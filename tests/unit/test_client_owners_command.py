@@ -85,14 +85,14 @@ def test_the_browser_is_sent_there_by_a_private_file_and_no_command_line(
     done: list[tuple[str, str]] = []
     there = threading.Event()
 
-    def opened(address: str) -> bool:
+    def browse(address: str) -> bool:
         asked.append(address)
         file = Path(address.removeprefix("file://"))
         done.append((file.read_text(), oct(file.parent.stat().st_mode & 0o777)))
         there.set()
         return True
 
-    monkeypatch.setattr("webbrowser.open", opened)
+    monkeypatch.setattr("webbrowser.open", browse)
     with opened("http://127.0.0.1:1/place/enter?token=secret", wanted=True):
         assert there.wait(10)
     assert "secret" not in asked[0]

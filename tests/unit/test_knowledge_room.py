@@ -330,6 +330,32 @@ def test_a_document_s_name_that_leads_anywhere_is_refused(library: Library, name
     asyncio.run(main())
 
 
+def test_searches_go_in_turns_and_beyond_a_queue_are_refused(library: Library) -> None:
+    gate = threading.Event()
+
+    class Held(Library):
+        def hits(self, *args: Any, **more: Any) -> Any:
+            gate.wait(20)
+            return super().hits(*args, **more)
+
+    held = Held(library._index, library._encoder, read=read)
+
+    async def main() -> None:
+        async with opened(Engine(), held, "bob") as client:
+            body = {"question": "asthma", "collections": ["clinic"]}
+            many = [asyncio.ensure_future(client.post("/v1/knowledge/search", json=body)) for _ in range(200)]
+            await asyncio.sleep(1)
+            refused = [one.result().status_code for one in many if one.done()]
+            assert refused
+            assert set(refused) <= {429, 503}
+            assert (await asyncio.wait_for(client.get("/healthz"), 5)).status_code == 200
+            gate.set()
+            answers = await asyncio.gather(*many)
+            assert {answer.status_code for answer in answers} == {200, *refused}
+
+    asyncio.run(main())
+
+
 class Slow(Library):
     """Reads a document when it is let."""
 
