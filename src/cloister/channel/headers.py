@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from cloister.channel.padding import PADDING_HEADER
-from cloister.channel.receipts import HEADER as RECEIPT_HEADER
+from cloister.channel.receipts import HEADER
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -20,6 +20,7 @@ GATEWAY_PATH: Final = "/.well-known/ohttp-gateway"
 MANIFEST_PATH: Final = "/.well-known/cloister-manifest"
 REQUEST_ID_HEADER: Final = b"cloister-request-id"
 REPLICA_HEADER: Final = b"cloister-replica"
+RECEIPT_HEADER: Final = HEADER
 EXTENSION: Final = "cloister.sealed"
 """Name of the ASGI extension that marks a request as having come through the seal."""
 

@@ -135,7 +135,7 @@ class SealedStream(httpx2.SyncByteStream):
         while not self._answer.ended:
             part = self._wire.read()
             found = self._answer.feed(part) if part else self._answer.finish()
-            if self._answer.ended:
+            if not part:
                 self._ended(self._answer)
             yield from found
 
@@ -157,7 +157,7 @@ class AsyncSealedStream(httpx2.AsyncByteStream):
         while not self._answer.ended:
             part = await self._wire.read()
             found = self._answer.feed(part) if part else self._answer.finish()
-            if self._answer.ended:
+            if not part:
                 self._ended(self._answer)
             for data in found:
                 yield data

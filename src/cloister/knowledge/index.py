@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from cloister.knowledge.embedding import Vectors
 
 FORMAT: Final = "cloister/knowledge-index/v2"
-COARSE: Final = 20
-"""Times as many candidates are taken by their signs as are ranked by their vectors."""
+COARSE: Final = 8
+"""Times as many candidates are taken by their signs as are ranked by their vectors, and :data:`CANDIDATES` at least."""
+CANDIDATES: Final = 200
 MAX_FOUND: Final = 1000
 MAX_NAME: Final = 1024
 _SCHEMA: Final = """
@@ -164,7 +165,7 @@ class Index:
         """
         if vector.shape != (self.dimensions,):
             raise UsageError(f"a vector of this index has {self.dimensions} numbers, and not {vector.shape}")
-        blob, wide = vector.astype("<f4").tobytes(), min(4096, COARSE * _bounded(most))
+        blob, wide = vector.astype("<f4").tobytes(), min(4096, max(CANDIDATES, COARSE * _bounded(most)))
         ranked: list[tuple[float, int]] = []
         with self._database.turn() as turn:
             for collection in self._known(turn, collections):

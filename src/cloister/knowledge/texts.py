@@ -13,6 +13,15 @@ from typing import Final
 
 MAX_WORDS: Final = 64
 """Of a question; what is longer is cut."""
+COMMON: Final = frozenset(
+    re.findall(
+        r"\w+",
+        "about an and any are as at be been but by can could did do does for from had has have how if in into is it its "
+        "may me might my of on our shall should so than that the their them then there these they this those to was we "
+        "were what when where which who whom whose why will with would you your",
+    )
+)
+"""Words of English that nearly every passage has: looking for them takes most of the time, and tells nothing."""
 _LETTERS: Final = (
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
@@ -35,5 +44,6 @@ def words_query(question: str) -> str:
         for run in filter(None, _RUN.split(word)):
             pairs = [f"{one} {other}" for one, other in itertools.pairwise(run)] if _RUN.match(run) else []
             asked += pairs or [run]
-    kept = list(dict.fromkeys(asked))[:MAX_WORDS]
+    telling = [word for word in asked if word.lower() not in COMMON]
+    kept = list(dict.fromkeys(telling or asked))[:MAX_WORDS]
     return " OR ".join(f'"{word}"' for word in kept)

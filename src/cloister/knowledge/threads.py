@@ -13,7 +13,8 @@ from typing import Final, ParamSpec, TypeVar
 
 from cloister.inference.admission import Admission
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 THREADS: Final = 4
 SEARCHES: Final = 2
 """At once: they share one index and the processors of the engine."""
