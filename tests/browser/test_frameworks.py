@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment import CLOISTER, Service, secret, start_service
+from deployment import Service, secret, start_service
 from real_parts import absent
 from sealed_service import MODEL, launched, policy_file, running
 
@@ -116,4 +116,3 @@ def test_curl_is_answered_with_two_variables_changed(proxy: tuple[Service, str],
         input=body, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert "Hello there." in done.stdout
-    assert CLOISTER  # the proxy is the command's own

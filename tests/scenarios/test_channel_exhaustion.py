@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 import cloister
-from cloister.channel import bhttp, httpx_adapter, middleware
+from cloister.channel import bhttp, httpx_adapter, inner_request
 from cloister.channel.evidence_service import EvidenceService
 from cloister.channel.keyring import KeyRing
 from cloister.channel.middleware import SealedGateway
@@ -83,7 +83,7 @@ def test_content_in_very_many_pieces_is_refused_inside_the_seal():
     # Each piece costs a hundred times its bytes: 32 MiB of them held the server up for half a minute.
     held, sent = Held(answering), []
     sealer = held.sealer()
-    pieces = bhttp.body_chunk(b"ab") * (2 * middleware.MAX_PIECES)
+    pieces = bhttp.body_chunk(b"ab") * (2 * inner_request.MAX_PIECES)
     message = bhttp.request_head(HEAD) + pieces + bhttp.body_end()
     asyncio.run(held.post(sealer, [sealer.header + sealer.seal(message, final=True)], collector(sent)))
     assert opened(sealer, sent) == 413

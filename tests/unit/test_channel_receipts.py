@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -271,4 +270,3 @@ def test_every_answer_of_an_asynchronous_client_has_its_receipt() -> None:
     with running(keyring=KeyRing(replica="r", receipts=True)) as service:
         found = asyncio.run(main(service))
     assert len({file.receipt for file in found}) == 8
-    assert isinstance(httpx2.__version__, str)

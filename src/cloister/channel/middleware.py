@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 from cloister.channel import asgi, bhttp, headers, padding, problems
 from cloister.channel.cadence import EXTENSION as CADENCE
 from cloister.channel.cadence import Cadence
 from cloister.channel.evidence_service import EvidenceService
+from cloister.channel.inner_request import decode_request, inner_scope
 from cloister.channel.keyring import KeyRing
 from cloister.channel.ohttp import CHUNKED_REQUEST_TYPE, KEYS_TYPE, REQUEST_TYPE, RequestOpener
 from cloister.channel.receipts import EXTENSION as RECEIPT
@@ -42,11 +42,8 @@ from cloister.evidence.bundle import encode_bundle
 MAX_REQUEST: Final = 32 * 1024 * 1024
 MAX_RECEIVED: Final = 256 * 1024 * 1024
 """Bytes of all requests together that are being received."""
-MAX_PIECES: Final = 1 << 16
-"""Portions in which a request's content may come; each costs more than its bytes."""
 MAX_QUESTION: Final = 1024
 """Bytes of a request for evidence."""
-_SLICE: Final = 64 * 1024
 _HINT: Final = (
     "this workload answers sealed requests only; connect with cloister.connect(url, policy=…) and pass it as the "
     "http_client of your SDK. If a key or token was in this request, it was in the clear on its way: replace it"
@@ -208,8 +205,8 @@ class SealedGateway:
         send: asgi.Send,
     ) -> None:
         try:
-            request, body = _decode(message)
-            scope = _inner_scope(outer, request, body, opener.key_id)
+            request, body = decode_request(message)
+            scope = inner_scope(outer, request, body, opener.key_id)
             scope["extensions"][CADENCE] = self._cadence.before_tick
             draft = self._draft(request, body, opener.key_id)
             if draft is not None:
@@ -296,60 +293,3 @@ async def _answer_inside(response: SealedResponse, problem: problems.Problem, de
     fields = [(b"content-type", problems.PROBLEM_TYPE.encode("ascii"))]
     await response.send({"type": "http.response.start", "status": problem.status, "headers": fields})
     await response.send({"type": "http.response.body", "body": problems.encode_problem(problem, detail)})
-
-
-def _decode(message: bytes) -> tuple[bhttp.Request, bytes]:
-    decoder = bhttp.RequestDecoder()
-    head: bhttp.Request | None = None
-    parts: list[bytes] = []
-    # In slices, so that the bound holds before there are millions of pieces.
-    for at in range(0, len(message) + 1, _SLICE):
-        last = at + _SLICE > len(message)
-        for event in (*decoder.feed(message[at : at + _SLICE]), *(decoder.finish() if last else ())):
-            if isinstance(event, bhttp.Head):
-                head = event.message
-            elif isinstance(event, bhttp.BodyChunk):
-                parts.append(event.data)
-        if len(parts) > MAX_PIECES:
-            raise OversizedChunk(f"the request's content comes in more than {MAX_PIECES} pieces")
-    if head is None:
-        raise FormatError("the sealed message holds no request")
-    return head, b"".join(parts)
-
-
-def _inner_scope(outer: asgi.Scope, request: bhttp.Request, body: bytes, key_id: int | None) -> asgi.Scope:
-    """The application's scope: every field from inside, ``state`` (the server's own) from the server."""
-    target, _, query = request.path.partition(b"?")
-    if not target.startswith(b"/"):
-        raise FormatError("the request's target is not a path")
-    if request.scheme not in (b"http", b"https"):
-        raise FormatError("the request's scheme is neither http nor https")
-    dropped = (b"content-length", padding.PADDING_HEADER, headers.REQUEST_ID_HEADER, headers.RECEIPT_HEADER)
-    fields = [field for field in headers.across(request.headers) if field[0] not in dropped]
-    if request.authority and headers.first(fields, b"host") is None:
-        fields.insert(0, (b"host", request.authority))
-    fields.append((b"content-length", str(len(body)).encode("ascii")))
-    request_id = headers.first(request.headers, headers.REQUEST_ID_HEADER)
-    if request_id is not None:
-        if not headers.REQUEST_ID.match(request_id):
-            raise FormatError("cloister-request-id is not 32 lower-case hexadecimal digits")
-        fields.append((headers.REQUEST_ID_HEADER, request_id))
-    sealed = {"request_id": request_id.decode("ascii") if request_id else None, "key_id": key_id}
-    scope: asgi.Scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": request.method.decode("ascii"),
-        "scheme": request.scheme.decode("ascii"),
-        "path": unquote_to_bytes(target).decode("utf-8", "replace"),
-        "raw_path": target,
-        "query_string": query,
-        "root_path": "",
-        "headers": fields,
-        "client": None,
-        "server": None,
-        "extensions": {headers.EXTENSION: sealed},
-    }
-    if "state" in outer:
-        scope["state"] = dict(outer["state"])
-    return scope
