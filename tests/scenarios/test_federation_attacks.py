@@ -64,11 +64,11 @@ from cloister.federated.privacy import Charge, spent
 from cloister.federated.progress import Ended, PartyState, RoundDone
 from cloister.federated.relay import KEY_HEADER
 from cloister.federated.sealed_call import Refused, call
-from cloister.federated.services import memory_folder
 from cloister.federated.updates import decode_arrays, encode_arrays
 from cloister.federated.workload import Workload
 from cloister.manifest.signed import encode_signed
 from cloister.sealing.key_file import read_key
+from cloister.workload.memory_folder import memory_folder
 from deployment import CommandFailedError, Service, start_service
 from deployment import cloister as command
 from federation import AGGREGATOR, NAME, Federation

@@ -20,7 +20,7 @@ import pytest
 import cloister
 from cloister.client.documents import Documents
 from cloister.inference.demo_model import demo_model
-from deployment import CLOISTER, CommandFailedError, Service, start_service
+from deployment import CLOISTER, KEY_URI, CommandFailedError, Service, deployment, start_service
 from deployment import cloister as command
 from loopback import LoopbackCapture
 
@@ -41,7 +41,7 @@ class Site:
 
     @property
     def index(self) -> Path:
-        return self.host / "documents.index"
+        return self.host / "documents.tree"
 
     @property
     def policy(self) -> Path:
@@ -201,19 +201,54 @@ def test_an_index_that_was_changed_on_the_disk_is_not_opened(site: Site, service
         == 0
     )
     service.stop()
-    whole = site.index.read_bytes()
+    changed = max(
+        (path for path in site.index.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    whole = changed.read_bytes()
     place = len(whole) // 2
-    site.index.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    with pytest.raises(CommandFailedError, match="the index cannot be used") as refused:
+    changed.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(CommandFailedError, match="sealing: ") as refused:
         site.start(log="changed.log")
-    assert refused.value.code == 1
-    site.index.write_bytes(whole)
+    assert refused.value.code == 3
+    changed.write_bytes(whole)
 
 
 def test_an_index_that_was_copied_opens_under_no_other_key(site: Site, service: Service) -> None:
     service.stop()
-    with pytest.raises(CommandFailedError, match="the index cannot be used"):
+    with pytest.raises(CommandFailedError, match="sealing: "):
         site.start(key_file="other.key", log="other.log")
+
+
+def test_an_index_that_was_rolled_back_is_refused_because_the_broker_knows_a_newer_one(
+    tmp_path: Path,
+) -> None:
+    rules, key, tree = tmp_path / "rules.json", tmp_path / "alice.key", tmp_path / "documents.tree"
+    command(
+        "knowledge", "grant", rules, "alice", "--key-file", key, "--write", "clinic", "--index-key", KEY_URI
+    )
+    root = tmp_path / "deployment"
+    root.mkdir()
+    document = tmp_path / "lungs.md"
+    document.write_text("# Lungs\n\nAn inhaler helps against asthma.\n")
+    options = ("--knowledge", str(rules))
+    with deployment(root, demo_model(), serve_options=options) as it:
+        it.prepare()
+        it.write_policies()
+        it.fill_broker()
+        broker = it.start_broker()
+        mine = ["--policy", it.policy, "--service-key-file", key]
+        service = it.start_inference(broker.url, "--knowledge-index", tree)
+        command("knowledge", "add", service.url, document, "--collection", "clinic", *mine)
+        service.stop()
+        shutil.copytree(tree, tmp_path / "old")
+        service = it.start_inference(broker.url, "--knowledge-index", tree, log="second.log")
+        command("knowledge", "remove", service.url, "lungs.md", "--collection", "clinic", *mine)
+        service.stop()
+        shutil.rmtree(tree)
+        shutil.copytree(tmp_path / "old", tree)
+        with pytest.raises(CommandFailedError, match="is version 3, and version 4 was recorded") as refused:
+            it.start_inference(broker.url, "--knowledge-index", tree, log="third.log")
+        assert refused.value.code == 3
 
 
 def test_an_operator_who_adds_a_user_is_another_workload_to_every_client(site: Site) -> None:

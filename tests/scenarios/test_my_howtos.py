@@ -94,7 +94,7 @@ def test_questions_over_documents_are_answered_to_who_may_ask(folder: Path) -> N
     assert "1 lungs.md ['Lungs', 'Asthma'] Asthma makes breathing hard." in said
     assert said.count("the receipt holds") == 2
     assert "doses.csv: removed; no other copy is left" in said
-    assert b"inhaler" not in (folder / "documents.index").read_bytes()
+    assert_nothing_plain(folder / "documents.tree", b"inhaler", b"lungs.md", b"SQLite format")
     for key in (folder / "keys").iterdir():
         assert key.read_text().strip() not in said
 

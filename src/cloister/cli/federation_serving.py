@@ -83,9 +83,9 @@ def aggregate(
         OwnEvidence,
         aggregator_service,
         evidence_digest,
-        memory_folder,
     )
     from cloister.sealing.key_file import KeyFile
+    from cloister.workload.memory_folder import memory_folder
 
     agreed = agreed_files([*(previous or []), file])
     machine = open_tee(
@@ -210,8 +210,9 @@ def work(
     from cloister.federated.configuration import federated_events
     from cloister.federated.identity import Identity
     from cloister.federated.opening import Places
-    from cloister.federated.services import OwnEvidence, memory_folder, workload_service
+    from cloister.federated.services import OwnEvidence, workload_service
     from cloister.federated.workload import Workload
+    from cloister.workload.memory_folder import memory_folder
 
     machine = open_tee(
         simulated_tee,

@@ -77,7 +77,9 @@ def command(
     knowledge_index: Annotated[
         Path | None,
         typer.Option(
-            "--knowledge-index", metavar="FILE", help="The documents' index; made where there is none."
+            "--knowledge-index",
+            metavar="DIR",
+            help="Sealed tree that keeps the documents' index; made where there is none.",
         ),
     ] = None,
     encoder: EncoderOption = None,
@@ -120,7 +122,7 @@ def command(
     if (knowledge is None) != (knowledge_index is None):
         raise UsageError(
             "--knowledge and --knowledge-index go together",
-            todo="name the file that holds the documents' index",
+            todo="name the folder that keeps the documents' index",
         )
     machine = open_tee(
         simulated_tee,
@@ -192,13 +194,18 @@ def command(
             if asked.knowledge is None or knowledge_index is None
             else _room(asked.knowledge, knowledge_index, keys, progress),
         )
-    finally:
+    except BaseException:
         if isinstance(keys, BrokerKeys):
-            keys.close()  # the model is open: nothing is asked of the broker any more
+            keys.close()
+        raise
+    if isinstance(keys, BrokerKeys) and asked.knowledge is None:
+        keys.close()  # the model is open: nothing is asked of the broker any more
     try:
         run_server(workload.gateway, listener, name="inference", as_json=as_json)
     finally:
         workload.close()
+        if isinstance(keys, BrokerKeys):
+            keys.close()  # with documents, each version of their index was recorded there
 
 
 def _room(

@@ -9,14 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import os
 import secrets
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -177,22 +173,6 @@ def workload_service(
         endpoints, attester=attester, keyring=keyring, max_request=MAX_TASK, started=own.take
     )
     return gateway, keyring
-
-
-@contextmanager
-def memory_folder(name: str) -> Iterator[Path]:
-    """A private folder in this machine's memory, gone at the end; those of processes that were killed go with it."""
-    shared = Path("/dev/shm")  # noqa: S108 -- memory, and the folder in it is ours alone
-    place = shared if shared.is_dir() else Path(tempfile.gettempdir())
-    for left in place.glob(f"cloister-{name}-*"):
-        pid = left.name.split("-")[2]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and left.stat().st_uid == os.getuid():
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"cloister-{name}-{os.getpid()}-", dir=place))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def evidence_digest(own: OwnEvidence) -> Callable[[], str]:

@@ -9,7 +9,8 @@ has a table of words of its own, since how rare a word is decides about the orde
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -97,6 +98,12 @@ class Index:
 
     def close(self) -> None:
         self._database.close()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """While this lasts nothing changes: its file is what was last committed."""
+        with self._database.turn():
+            yield
 
     def add(self, document: Document, passages: Sequence[Passage], vectors: Vectors) -> bool:
         """Put a document in place of the one of its name. Whether anything changed: its digest may be there already.

@@ -1,8 +1,7 @@
 """The library of a serving workload: its encoder and its index, opened with the keys that the workload was given.
 
-The encoder is measured like a model and opened like one, into memory; the index is the file that the operator names, which
-may lie on an untrusted disk: nobody reads or changes it without the key. That the whole file is the newest is for whoever
-keeps it to know (docs/spec/knowledge-service.md).
+The encoder is measured like a model and opened like one, into memory; the index lies in memory and is kept in a sealed tree
+that the operator names, on an untrusted disk (kept.py).
 """
 
 from __future__ import annotations
@@ -51,14 +50,18 @@ def open_room(
     undo: ExitStack,
     progress: Progress,
 ) -> OpenRoom:
-    """The room over the index at ``index``, which is made where there is none; ``undo`` closes what was opened.
+    """The room over the index that is kept at ``index``; it is begun where there is none. ``undo`` closes what was opened.
 
-    Raises UsageError, KnowledgeError, and what the key source and the encoder's files raise.
+    Raises UsageError, KnowledgeError, and what the key source, the broker and sealing raise.
     """
+    from cloister.broker.client import BrokerKeys  # noqa: PLC0415 -- only where there is one
     from cloister.knowledge.embedding import Encoder  # noqa: PLC0415 -- torch
     from cloister.knowledge.index import Index  # noqa: PLC0415 -- as above
+    from cloister.knowledge.kept import KeptIndex  # noqa: PLC0415
     from cloister.knowledge.room import knowledge_room  # noqa: PLC0415
     from cloister.knowledge.shelf import Library  # noqa: PLC0415
+    from cloister.workload.memory_folder import memory_folder  # noqa: PLC0415
+    from cloister.workload.tree_record import TreeRecord  # noqa: PLC0415
 
     if keys is None:
         raise UsageError(
@@ -75,10 +78,18 @@ def open_room(
     finally:
         opened.discard()
     progress("encoder", f"opened in memory, {encoder.digest.hex()[:16]}…")
-    key = labelled_hash(INDEX_LABEL, keys.key(rules.index_key))
-    opened_index = Index.open(index, key, model=found.name, dimensions=found.dimensions)
-    library = Library(opened_index, found)
-    undo.callback(library.close)
+    kek = keys.key(rules.index_key)
+    place = undo.enter_context(memory_folder("knowledge")) / "index.db"
+    record = TreeRecord(keys, rules.index_key) if isinstance(keys, BrokerKeys) else None
+    kept = undo.enter_context(
+        KeptIndex.restored(index, place, kek=kek, key_uri=rules.index_key, record=record)
+    )
+    opened_index = Index.open(
+        place, labelled_hash(INDEX_LABEL, kek), model=found.name, dimensions=found.dimensions
+    )
+    undo.callback(opened_index.close)
+    kept.keep(opened_index)
+    library = Library(opened_index, found, keep=lambda: kept.keep(opened_index))
     held = library.documents(rules.collections)
     progress("knowledge", f"{len(held)} documents, {sum(one.passages for one in held)} passages")
     return knowledge_room(library, rules, count)

@@ -54,7 +54,10 @@ class Library:
         *,
         read: Callable[[str, bytes], Read] = read_document,
         now: Callable[[], int] = lambda: int(time.time()),
+        keep: Callable[[], None] = lambda: None,
     ) -> None:
+        """``keep`` is called behind each change, and what it raises the change raises: it is there, and not kept."""
+        self._keep = keep
         self._index = index
         self._encoder = encoder
         self._read = read
@@ -73,6 +76,7 @@ class Library:
         digest = hashlib.sha256(content).digest()
         before = self._index.digest(collection, name)
         if before == digest:
+            self._keep()  # it may be what was not kept before
             return Added("unchanged", 0)
         read = self._read(name, content)
         most = self._encoder.length - HEADINGS
@@ -96,6 +100,7 @@ class Library:
         vectors = self._encoder(texts, told=count)
         document = Document(collection, name, read.title, digest, len(passages), self._now())
         self._index.add(document, passages, vectors)
+        self._keep()
         return Added("added" if before is None else "replaced", len(passages))
 
     def holds(self, collection: str, name: str, digest: bytes) -> bool:
@@ -106,7 +111,9 @@ class Library:
         """Remove it with its words and vectors, and say whether its content is still there under another name."""
         digest = self._index.digest(collection, name)
         if digest is None or not self._index.remove(collection, name):
+            self._keep()
             return Removed(there=False, copies=0)
+        self._keep()
         return Removed(there=True, copies=sum(one.digest == digest for one in self._index.documents(visible)))
 
     def documents(self, collections: Collection[str]) -> list[Document]:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
 
-from cloister.broker.wire import TreeVersion
-from cloister.errors import CloisterError, NetworkError, RolledBack, Superseded, UsageError
+from cloister.errors import CloisterError, Superseded, UsageError
 from cloister.sealing.files import read_header
 from cloister.sealing.index import Index
 from cloister.sealing.restore import restore_directory, room_for
-from cloister.sealing.tree import Head, create_tree, is_tree
+from cloister.sealing.tree import Head
 from cloister.workload.broker_session import BrokerSession
 from cloister.workload.configuration import Mounted, Restored
 from cloister.workload.fixed_paths import require_fixed, require_mounted
@@ -29,9 +26,7 @@ from cloister.workload.mount_client import MountProcess
 from cloister.workload.mount_protocol import MountSpec
 from cloister.workload.plan import Plan
 from cloister.workload.private_places import make_folder, private_tmpfs
-
-_UNANSWERED: Final = 4096
-"""So many versions of a tree, and the oldest are forgotten: at one in 30 seconds, a day and a half without the broker."""
+from cloister.workload.tree_record import TreeRecord, make_where_new
 
 
 class SealedPlaces:
@@ -52,10 +47,8 @@ class SealedPlaces:
         self._undo = undo
         self._progress = progress
         self._mounts: dict[str, MountProcess] = {}
-        self._recorded: dict[str, TreeVersion] = {}
-        """What the broker knows of each tree, by its path."""
-        self._unanswered: dict[str, deque[TreeVersion]] = {}
-        """What it may know besides: recording them got no answer."""
+        self._records: dict[str, TreeRecord] = {}
+        """The broker's memory of each tree, by its path."""
         self._refused: str | None = None
         self._lock = threading.Lock()
 
@@ -106,19 +99,8 @@ class SealedPlaces:
     def _mount_tree(self, wanted: Mounted) -> None:
         source, uri = self._plan.configuration.path(wanted.source), str(wanted.key)
         kek = self._session.held.key(uri)
-        minimum = None
-        if wanted.record:
-            newest = self._session.keys.tree(uri)
-            if newest is not None:
-                minimum = Head(newest.tree, newest.version, newest.digest)
-                self._recorded[wanted.path] = newest
-        if not is_tree(source):
-            if minimum is not None:
-                raise RolledBack(
-                    f"there is no sealed tree at {source}, and the broker knows version {minimum.version} of it",
-                    todo="put it back; or, if it is lost, start a new one under another key",
-                )
-            create_tree(source, key_uri=uri, kek=kek)
+        minimum = self._record_of(wanted).newest() if wanted.record else None
+        make_where_new(source, minimum, key_uri=uri, kek=kek)
         self._start(wanted, source, {uri: kek}, minimum=minimum)
 
     def _start(
@@ -156,13 +138,19 @@ class SealedPlaces:
         require_mounted(mountpoint)
         self._progress("mounted", f"{wanted.path}, {'read and write' if wanted.write else 'read'}")
 
+    def _record_of(self, wanted: Mounted) -> TreeRecord:
+        if wanted.path not in self._records:
+            self._records[wanted.path] = TreeRecord(self._session.keys, str(wanted.key))
+        return self._records[wanted.path]
+
     def _recorder(self, wanted: Mounted) -> Callable[[Head], None]:
+        known = self._record_of(wanted)
+
         def record(head: Head) -> None:
             if not wanted.record:
                 return
-            version = TreeVersion(tree=head.tree, version=head.version, digest=head.digest)
             try:
-                self._record(wanted, version)
+                known.record(head)
             except Superseded:
                 # Somebody else writes a copy of this tree: one of the two would be lost, so nobody goes on.
                 with self._lock:
@@ -173,26 +161,6 @@ class SealedPlaces:
                 raise
 
         return record
-
-    def _record(self, wanted: Mounted, version: TreeVersion) -> None:
-        uri, path = str(wanted.key), wanted.path
-        unanswered = self._unanswered.setdefault(path, deque(maxlen=_UNANSWERED))
-        keys = self._session.keys
-        try:
-            try:
-                keys.record_tree(uri, version, after=self._recorded.get(path))
-            except Superseded:
-                newest = keys.tree(uri)
-                if newest is None or newest not in unanswered:
-                    raise
-                # It was this launcher's own: it arrived, and the answer was lost on the way back.
-                self._recorded[path] = newest
-                keys.record_tree(uri, version, after=newest)
-        except NetworkError:
-            unanswered.append(version)
-            raise
-        self._recorded[path] = version
-        unanswered.clear()
 
     def _stop(self, path: str) -> None:
         self._mounts.pop(path).stop()
