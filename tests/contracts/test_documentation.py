@@ -52,3 +52,16 @@ def _prefix_named(name: str) -> bool:
 def test_links_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+TRANSLATED = sorted((PROJECT / "docs").rglob("*.zh-CN.md"))
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=lambda path: path.name)
+def test_a_translated_page_has_the_very_commands_of_its_original(page: Path) -> None:
+    def blocks(path: Path) -> list[str]:
+        return re.findall(r"```(?:console|python)\n(.*?)```", path.read_text(), re.DOTALL)
+
+    original = page.with_name(page.name.replace(".zh-CN", ""))
+    assert blocks(page)
+    assert blocks(page) == blocks(original)
