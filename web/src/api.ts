@@ -62,6 +62,14 @@ export interface Listener {
   answered(yes: boolean): void;
 }
 
+export interface Added {
+  what: string;
+  passages: number;
+}
+
+/** What is being done, how much of it, and of how much. */
+export type Told = (what: "sent" | "embedded", done: number, of: number) => void;
+
 /** Nobody answers on this machine. */
 export class Offline extends Error {}
 
@@ -179,17 +187,16 @@ export async function remove(collection: string, name: string): Promise<number> 
 }
 
 /** Add a file in parts; what is there is not sent again. */
-export async function add(
-  collection: string,
-  file: File,
-  told: (what: "sent" | "embedded", done: number, of: number) => void,
-): Promise<{ what: string; passages: number }> {
+export async function add(collection: string, file: File, told: Told): Promise<Added> {
   if (file.size > WHOLE) throw new RangeError();
   const content = await file.arrayBuffer();
   const digest = hex(await crypto.subtle.digest("SHA-256", content));
+  const parts = Math.max(1, Math.ceil(content.byteLength / PART));
+  const request = JSON.stringify({ digest, parts });
+  const there = await put(collection, file.name, request, told); // it may be there, or its parts
+  if (there) return there;
   const uploads = `./v1/knowledge/uploads/${digest}`;
   const held = new Set((await json<{ parts: number[] }>(uploads)).parts);
-  const parts = Math.max(1, Math.ceil(content.byteLength / PART));
   for (let number = 0; number < parts; number++) {
     const body = content.slice(number * PART, (number + 1) * PART);
     if (!held.has(number)) {
@@ -197,11 +204,15 @@ export async function add(
     }
     told("sent", Math.min(content.byteLength, (number + 1) * PART), content.byteLength);
   }
-  const response = await call(place(collection, file.name), {
-    method: "PUT",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify({ digest, parts }),
-  });
+  const added = await put(collection, file.name, request, told);
+  if (!added) throw new Offline();
+  return added;
+}
+
+/** Add a document whose parts are there; null where some are missing. */
+async function put(collection: string, name: string, body: string, told: Told): Promise<Added | null> {
+  const response = await call(place(collection, name), { method: "PUT", headers: { "content-type": "application/json" }, body });
+  if (response.status === 409) return null;
   if (!response.ok) throw await refusal(response);
   if (response.headers.get("content-type")?.startsWith("application/json")) return response.json();
   for await (const data of events(response, new AbortController().signal)) {

@@ -19,7 +19,7 @@ import httpx2
 
 from cloister.client.api_answers import bounded, broken_off, check, event_object, events, unanswered
 from cloister.encoding import encode_json, parse_json
-from cloister.errors import FormatError, UsageError
+from cloister.errors import FormatError, NetworkError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,8 @@ PART: Final = 2 << 20
 """Bytes of each part but the last."""
 MAX_DOCUMENT: Final = 64 << 20
 MAX_LIST: Final = 16 << 20
+MISSING: Final = 409
+"""Status where parts of a document are not there."""
 Told = Callable[[str, int, int], None]
 """Called with what is being done ("sent", "embedded"), how much of it, and of how much."""
 
@@ -69,29 +71,37 @@ class Documents:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             document = f"{BASE}/collections/{_name(collection)}/documents/{_name(name)}"
             parts = -(-size // PART)
-            held = self._object("GET", f"{BASE}/uploads/{digest}")["parts"]
-            known = {one["document"]: one["digest"] for one in self.documents(collection)}
-            for number in range(parts) if known.get(name) != digest else ():
-                if number not in held:
-                    file.seek(number * PART)
-                    self._object(
-                        "PUT",
-                        f"{BASE}/uploads/{digest}/{number}",
-                        file.read(PART),
-                        "application/octet-stream",
-                    )
-                told("sent", min(size, (number + 1) * PART), size)
-        return self._added(document, encode_json({"digest": digest, "parts": parts}), told)
+            body = encode_json({"digest": digest, "parts": parts})
+            added = self._added(document, body, told)  # it may be there, or its parts
+            if added is None:
+                held = self._object("GET", f"{BASE}/uploads/{digest}")["parts"]
+                for number in range(parts):
+                    if number not in held:
+                        file.seek(number * PART)
+                        self._object(
+                            "PUT",
+                            f"{BASE}/uploads/{digest}/{number}",
+                            file.read(PART),
+                            "application/octet-stream",
+                        )
+                    told("sent", min(size, (number + 1) * PART), size)
+                added = self._added(document, body, told)
+        if added is None:
+            raise NetworkError("the service has forgotten parts of the document", todo="add it again")
+        return added
 
     def remove(self, collection: str, name: str) -> int:
         """How many documents of the same content are left where this user may look. Raises as :meth:`add`."""
         found = self._object("DELETE", f"{BASE}/collections/{_name(collection)}/documents/{_name(name)}")
         return int(found["copies"])
 
-    def _added(self, document: str, body: bytes, told: Told) -> Added:
+    def _added(self, document: str, body: bytes, told: Told) -> Added | None:
+        """What became of it; None where parts are missing."""
         fields = {"content-type": "application/json", **self._headers}
         try:
             with self._client.stream("PUT", document, content=body, headers=fields) as response:
+                if response.status_code == MISSING:
+                    return None
                 check(response)
                 if response.headers.get("content-type", "").startswith("application/json"):
                     return _added(parse_json(bounded(response), what="what became of a document"))
