@@ -61,12 +61,13 @@ def verify(
 def share(
     file: FileArgument,
     out: Annotated[Path, typer.Option("--out", help="Where to write it; must not exist.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Copy a receipt without its salt: it still verifies, and nobody can guess from it what was said."""
     from cloister.manifest.storage import write_whole
 
     write_whole(out, _read(file).shared().encode(), replace=False)
-    typer.echo(f"{out}: without what opens its commitments")
+    typer.echo(json.dumps({"shared": str(out)}) if as_json else f"{out}: without what opens its commitments")
 
 
 def receipt_keeper(folder: Path) -> Callable[[ReceiptFile], None]:
