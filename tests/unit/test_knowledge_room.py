@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -344,9 +345,9 @@ def test_searches_go_in_turns_and_beyond_a_queue_are_refused(library: Library) -
         async with opened(Engine(), held, "bob") as client:
             body = {"question": "asthma", "collections": ["clinic"]}
             many = [asyncio.ensure_future(client.post("/v1/knowledge/search", json=body)) for _ in range(200)]
-            await asyncio.sleep(1)
-            refused = [one.result().status_code for one in many if one.done()]
-            assert refused
+            # Two are looked for and 64 wait for their turn, however slow this machine is: the others are refused.
+            first = itertools.islice(asyncio.as_completed(many, timeout=30), 100)
+            refused = [(await one).status_code for one in first]
             assert set(refused) <= {429, 503}
             assert (await asyncio.wait_for(client.get("/healthz"), 5)).status_code == 200
             gate.set()
