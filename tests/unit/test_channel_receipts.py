@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import cloister
 from cloister.channel.keyring import KeyRing
-from cloister.channel.receipt_check import check_content, check_file, opened_passages
+from cloister.channel.receipt_check import check_content, check_file, check_passages
 from cloister.channel.receipt_file import ReceiptFile, parse_file
 from cloister.channel.receipts import (
     Draft,
@@ -163,7 +163,7 @@ def test_a_receipt_is_checked_with_nothing_but_its_file_and_a_policy(
     checked = check_file(again, [service.policy])
     assert checked.result.claims.simulated
     check_content(again, checked.receipt, request=body, response=answer)
-    assert opened_passages(again, checked.receipt, [])
+    check_passages(again, checked.receipt, [])
 
 
 def test_other_bytes_than_were_said_are_refused(exchanged: tuple[ReceiptFile, bytes, bytes, Service]) -> None:

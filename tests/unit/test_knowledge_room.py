@@ -22,9 +22,9 @@ import cloister
 from cloister.channel.evidence_service import EvidenceService
 from cloister.channel.keyring import KeyRing
 from cloister.channel.middleware import SealedGateway
-from cloister.channel.receipt_check import check_file, opened_passages
+from cloister.channel.receipt_check import check_file, check_passages
 from cloister.channel.receipt_file import ReceiptFile
-from cloister.errors import DocumentRefused
+from cloister.errors import ChannelError, DocumentRefused
 from cloister.inference.api_keys import ApiKeys
 from cloister.inference.app import create_app
 from cloister.knowledge import Encoder, Index, Library
@@ -175,8 +175,9 @@ def test_a_receipt_commits_to_the_passages_that_an_answer_was_given(library: Lib
             ]
             checked = check_file(kept[-1], [policy_for(tee)])
             assert told
-            assert opened_passages(kept[-1], checked.receipt, told)
-            assert not opened_passages(kept[-1], checked.receipt, told[1:])
+            check_passages(kept[-1], checked.receipt, told)
+            with pytest.raises(ChannelError, match="not those that the answer was made from"):
+                check_passages(kept[-1], checked.receipt, told[1:])
 
 
 def test_a_streamed_answer_tells_its_passages_first_and_its_citations_last(library: Library) -> None:

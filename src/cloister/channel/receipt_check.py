@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cloister.appraisal.policy import Policy
 from cloister.appraisal.result import AttestationResult
-from cloister.channel.receipt_file import ReceiptFile, require_time
+from cloister.channel.receipt_file import Opening, ReceiptFile, require_time
 from cloister.channel.receipts import (
     Receipt,
     check_receipt,
@@ -47,9 +47,7 @@ def check_content(
     file: ReceiptFile, signed: Receipt, *, request: bytes | None, response: bytes | None
 ) -> None:
     """Raise :class:`ChannelError` unless these bytes are what the receipt commits to; FormatError without its opening."""
-    if file.opening is None:
-        raise FormatError("this file cannot be opened: it was shared without its salt")
-    one = file.opening
+    one = _opening(file)
     if request is not None and signed.request != commit_request(
         one.salt, one.method.encode(), one.path.encode(), request
     ):
@@ -60,9 +58,16 @@ def check_content(
         raise ChannelError("the answer is not the one that was given")
 
 
-def opened_passages(file: ReceiptFile, signed: Receipt, passages: Sequence[Sequence[bytes]]) -> bool:
-    """Whether the answer was made from exactly these, each told by its parts, in this order."""
+def check_passages(file: ReceiptFile, signed: Receipt, passages: Sequence[Sequence[bytes]]) -> None:
+    """Raise :class:`ChannelError` unless the answer was made from exactly these, each told by its parts, in this order;
+    FormatError without its opening.
+    """
+    found = tuple(commit_passage(_opening(file).salt, *parts) for parts in passages)
+    if found != signed.passages:
+        raise ChannelError("the passages are not those that the answer was made from")
+
+
+def _opening(file: ReceiptFile) -> Opening:
     if file.opening is None:
         raise FormatError("this file cannot be opened: it was shared without its salt")
-    found = tuple(commit_passage(file.opening.salt, *parts) for parts in passages)
-    return found == signed.passages
+    return file.opening

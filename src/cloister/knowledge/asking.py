@@ -61,7 +61,7 @@ Told = Given | Piece | End
 class Answering:
     """Answers from one library by one engine."""
 
-    library: Library
+    shelf: Library
     desk: Desk
     count: Count
     least_nearness: float
@@ -73,7 +73,7 @@ class Answering:
     ) -> list[Hit]:
         """Passages that may answer, beside the event loop. Raises RequestRefused where too many ask."""
         return await self.threads.in_turn(
-            caller.tenant, partial(self.library.hits, questions, collections, most=most)
+            caller.tenant, partial(self.shelf.hits, questions, collections, most=most)
         )
 
     async def answer(
