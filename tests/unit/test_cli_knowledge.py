@@ -7,6 +7,8 @@ import pytest
 
 from cloister.cli.knowledge import documents_at
 from cloister.errors import UsageError
+from cloister.knowledge import opening
+from cloister.knowledge.opening import require_installed
 from deployment import CommandFailedError, cloister
 
 
@@ -36,6 +38,15 @@ def test_what_is_no_document_or_two_of_one_name_is_refused(tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="there are no documents"):
         documents_at([tmp_path / "empty"])
+
+
+def test_a_service_without_the_packages_of_documents_says_which_extra_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_installed()
+    monkeypatch.setattr(opening, "PACKAGES", (*opening.PACKAGES, "a_package_that_nobody_has"))
+    with pytest.raises(UsageError, match=r"pip install 'cloister\[knowledge\]'"):
+        require_installed()
 
 
 def test_rules_are_written_shown_and_taken_back(tmp_path: Path) -> None:

