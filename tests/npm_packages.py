@@ -39,7 +39,7 @@ def install() -> None:
         except subprocess.TimeoutExpired:
             absent("NOT RUN: the channel against npm packages; npm ci took more than three minutes")
         except subprocess.CalledProcessError as error:
-            absent(f"NOT RUN: the channel against npm packages; npm ci failed: {error.stderr.strip()[-300:]}")
+            absent(f"NOT RUN: the channel against npm packages; npm ci failed: {error.stderr.strip()[:300]}")
         (INSTALLED / "installed").touch()
 
 
