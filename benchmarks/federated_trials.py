@@ -72,6 +72,8 @@ class Trial:
     encoder: Encoder | None = None
     """Another one than the corpus's."""
     word_level: bool = False
+    alike: bool = False
+    """Whether the losses of all words count alike, where there is no CRF."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,8 @@ def new_tagger(corpus: Corpus, trial: Trial) -> tuple[Tagger, Reading]:
     kind, tags = trial.encoder or corpus.encoder, TagSet(corpus.kinds)
     torch.manual_seed(trial.seed)
     encoder, encode, marks = _characters() if kind == "characters" else _minilm(kind)
-    return Tagger(encoder, tags, crf=trial.crf), Reading(encode, marks, tags)
+    weight = {"outside_weight": 1.0} if trial.alike else {}
+    return Tagger(encoder, tags, crf=trial.crf, **weight), Reading(encode, marks, tags)
 
 
 def _minilm(kind: Encoder) -> tuple[Any, Encode, Marks]:

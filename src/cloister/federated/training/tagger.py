@@ -52,8 +52,16 @@ def batch_of(pieces: Sequence[Piece], tags: Sequence[Sequence[int]]) -> Batch:
 class Tagger(nn.Module):
     """Emissions of each word, their loss, and the tags that they say."""
 
-    def __init__(self, encoder: Any, tags: TagSet, *, crf: bool, dropout: float = 0.1) -> None:
-        """``encoder`` is a ``PreTrainedModel`` that gives ``last_hidden_state``."""
+    def __init__(
+        self,
+        encoder: Any,
+        tags: TagSet,
+        *,
+        crf: bool,
+        dropout: float = 0.1,
+        outside_weight: float = OUTSIDE_WEIGHT,
+    ) -> None:
+        """``encoder`` is a ``PreTrainedModel`` that gives ``last_hidden_state``; the weight is of losses without a CRF."""
         super().__init__()
         count = len(tags.tags)
         self.encoder = encoder
@@ -65,7 +73,7 @@ class Tagger(nn.Module):
             self.linear.bias[0] = OUTSIDE_BIAS
         self.crf = Crf(count, tags.follows) if crf else None
         weights = torch.ones(count)
-        weights[0] = OUTSIDE_WEIGHT
+        weights[0] = outside_weight
         self.register_buffer("weights", weights, persistent=False)
 
     def emissions(self, batch: Batch) -> Tensor:
