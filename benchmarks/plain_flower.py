@@ -21,15 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.sides import ROOT, SideFailedError
-from cloister.federated.flower.processes import (
-    HOST,
-    Loopback,
-    flower_environment,
-    free_port,
-    program,
-    started,
-    stop,
-)
+from cloister.federated.flower.processes import HOST, Loopback, free_port
+from cloister.federated.flower.programs import flower_environment, started, stop
 
 PACKAGE: Final = "plain_tagger"
 COMPUTING: Final = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -132,7 +125,7 @@ class PlainFlower:
         until, said = time.monotonic() + SECONDS, ""
         while time.monotonic() < until:  # the SuperLink takes a moment to listen
             done = subprocess.run(
-                [*program("flwr"), "run", str(app), "here", "--format", "json"],
+                [program("flwr"), "run", str(app), "here", "--format", "json"],
                 env=dict(environment), capture_output=True, text=True, timeout=SECONDS, check=False,
             )  # fmt: skip
             if done.returncode == 0 and json.loads(done.stdout).get("success"):
@@ -169,14 +162,19 @@ class PlainFlower:
             f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{how}\n',
             "utf-8",
         )
-        found = flower_environment(home, COMPUTING)
+        found = flower_environment() | {"FLWR_HOME": str(home)} | COMPUTING
         if not self.staying:
             found.pop("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", None)  # Flower's own: a second
         found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         return found
 
     def _process(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
-        self._processes.append(started(name, arguments, environment, self.log))
+        self._processes.append(started([program(name), *arguments], environment, self.log))
+
+
+def program(name: str) -> str:
+    """Of this installation."""
+    return str(Path(sys.executable).parent / name)
 
 
 @contextmanager

@@ -405,7 +405,7 @@ def test_a_party_whose_evidence_ends_is_excluded_and_the_round_goes_on(story: St
     assert story.excluded.reason == "its evidence ended, and no fresh one came"
     held = next(one for one in story.rounds if one.at >= story.excluded.at)
     assert sorted(held.shares) == ["north", "south"]
-    assert held.refused == {"west": "its evidence does not hold any more"}
+    assert held.refused == {"west": "it is not ready any more: its evidence ended, or its workload is gone"}
     assert held.seconds < 300
     assert story.reached == {
         "while it was in": FLOWERS,
@@ -437,7 +437,7 @@ def test_a_party_that_leaves_in_the_middle_is_not_waited_for_and_does_not_come_b
     left = [one for one in story.watch.told("west") if one.state == "left"]
     assert len(left) == 1
     held = next(one for one in story.rounds if one.at >= left[0].at)
-    assert held.refused == {"west": "its evidence does not hold any more"}
+    assert held.refused == {"west": "it is not ready any more: its evidence ended, or its workload is gone"}
     assert held.seconds < 300
     assert "west has left this federation" in story.refused
     assert story.watch.states()["west"] == "left"

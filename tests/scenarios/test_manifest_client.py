@@ -6,6 +6,7 @@ Real sockets, the simulated TEE, the product's own gateway; the manifest travels
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ import cloister
 from cloister.appraisal.draft import draft_policy
 from cloister.attester.simulated import SimulatedTee
 from cloister.channel import httpx_adapter
-from cloister.channel.manifest_anchor import ManifestAnchor
+from cloister.channel.keyring import KeyRing
+from cloister.channel.manifest_anchor import Anchored, ManifestAnchor
+from cloister.channel.receipt_file import ReceiptFile, parse_file
 from cloister.encoding import encode_json
 from cloister.errors import (
     AppraisalRefused,
+    ChannelError,
     CloisterError,
     FormatError,
     ManifestError,
@@ -34,6 +38,7 @@ from cloister.manifest.acceptance import AcceptedManifest
 from cloister.manifest.manifest import Manifest, Workload, origin
 from cloister.manifest.signed import Signed, encode_signed, sign
 from cloister.manifest.storage import write_signed
+from federation_site import invoked
 from manifest_parts import accepted, keys, manifest, owner, quorum, signed, succeed
 from proxy import Meddler, Proxy
 from sealed_service import Service, launched, platform, running
@@ -382,3 +387,87 @@ def test_a_signed_file_is_served_byte_for_byte(first: AcceptedManifest, tmp_path
     write_signed(file, first.signed, replace=False)
     with serving(launched(OLD), file.read_bytes) as service:
         talk(service.url, manifest=anchor())
+
+
+class TestReceipts:
+    """An auditor who pins the owners checks the receipt of an answer, with nothing but its file."""
+
+    @pytest.fixture
+    def receipt(self, first: AcceptedManifest, tmp_path: Path) -> Path:
+        found: list[ReceiptFile] = []
+        ring = KeyRing(replica="r", receipts=True)
+        with running(tee=launched(OLD), keyring=ring, manifest=Shelf(first.signed)) as service:
+            talk(service.url, manifest=anchor(), receipts=found.append)
+        (file,) = found
+        path = tmp_path / "one.receipt"
+        path.write_bytes(file.encode())
+        return path
+
+    @staticmethod
+    def pinned(folder: Path, **changes: Any) -> Path:
+        mine = anchor(**changes)
+        owners = ", ".join(f'"{one}"' for one in mine.owners)
+        floor = folder / "anchor.toml"
+        floor.write_text(
+            f'origin = "{mine.origin}"\nowners = [{owners}]\nthreshold = {mine.threshold}\n'
+            f'workload = "{mine.workload}"\nfloor = {mine.floor}\nfloor_file = "floor.json"\n'
+        )
+        return floor
+
+    def test_it_holds_against_the_anchor_and_says_the_manifest_s_version(
+        self, receipt: Path, tmp_path: Path, second: AcceptedManifest
+    ) -> None:
+        told = invoked("receipt", "verify", receipt, "--manifest", self.pinned(tmp_path), "--json")
+        assert told.exit_code == 0
+        said = json.loads(told.stdout)
+        assert said["manifest_version"] == 1
+        # A version that was seen since takes nothing from what was answered then.
+        seen = Anchored(anchor(floor_file=tmp_path / "floor.json"))
+        seen.keep(seen.take(encode_signed(second.signed)).seen)
+        again = invoked("receipt", "verify", receipt, "--manifest", tmp_path / "anchor.toml", "--json")
+        assert json.loads(again.stdout) == said
+        assert (tmp_path / "floor.json").exists()
+
+    @pytest.mark.parametrize(
+        ("changes", "error"),
+        [
+            ({"floor": 2}, Superseded),
+            ({"workload": "training"}, ManifestError),
+            ({"owners": list(keys("dora", "erin", "fred").values())}, ManifestError),
+        ],
+        ids=["an anchor with a later floor", "another workload", "other owners"],
+    )
+    def test_another_anchor_refuses_it(
+        self, receipt: Path, tmp_path: Path, changes: dict[str, Any], error: type[CloisterError]
+    ) -> None:
+        told = invoked("receipt", "verify", receipt, "--manifest", self.pinned(tmp_path, **changes))
+        assert isinstance(told.exception, error)
+
+    @pytest.mark.parametrize("manifest_of", ["nobody", "another program", "too few"])
+    def test_another_manifest_in_its_file_is_refused(
+        self,
+        receipt: Path,
+        tmp_path: Path,
+        first: AcceptedManifest,
+        second: AcceptedManifest,
+        manifest_of: str,
+    ) -> None:
+        few = Signed(document=first.signed.document, signatures=first.signed.signatures[:1])
+        other = {
+            "nobody": None,
+            "another program": encode_signed(second.signed),
+            "too few": encode_signed(few),
+        }[manifest_of]
+        file = structs.replace(parse_file(receipt.read_bytes()), manifest=other)
+        receipt.write_bytes(file.encode())
+        told = invoked("receipt", "verify", receipt, "--manifest", self.pinned(tmp_path))
+        assert isinstance(told.exception, ChannelError | AppraisalRefused | QuorumMissing)
+
+    def test_a_policy_or_an_anchor_has_to_be_named(self, receipt: Path, tmp_path: Path) -> None:
+        neither = invoked("receipt", "verify", receipt)
+        assert isinstance(neither.exception, UsageError)
+        policy = tmp_path / "policy.toml"
+        policy.write_text(policy_of(OLD))
+        both = invoked("receipt", "verify", receipt, "--policy", policy, "--manifest", self.pinned(tmp_path))
+        assert isinstance(both.exception, UsageError)
+        assert invoked("receipt", "verify", receipt, "--policy", policy).exit_code == 0

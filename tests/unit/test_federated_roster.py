@@ -156,6 +156,18 @@ def test_the_token_before_a_renewal_is_nobodys() -> None:
     assert found.member(after, now=0.0).party == "north"
 
 
+def test_no_round_asks_a_party_whose_workload_is_gone_until_it_is_ready_again() -> None:
+    found = roster()
+    north = found.member(admitted(found)["north"], now=0.0)
+    assert not found.set_waiting(north)  # it was not ready: no news
+    found.set_ready(north)
+    assert found.set_waiting(north)
+    assert "north" not in found.ready()
+    assert found.states()["north"] == "admitted"
+    assert found.set_ready(north)
+    assert "north" in found.ready()
+
+
 def test_the_token_of_who_is_excluded_counts_no_more_until_it_attests_anew() -> None:
     found = roster()
     tokens = admitted(found)

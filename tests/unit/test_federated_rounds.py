@@ -184,7 +184,7 @@ def test_a_party_that_is_excluded_while_the_round_runs_counts_for_nobody() -> No
     assert isinstance(first, RoundDone)
     assert isinstance(second, RoundDone)
     assert isinstance(ended, Ended)
-    assert first.refused == {"north": "its evidence does not hold any more"}
+    assert first.refused == {"north": "it is not ready any more: its evidence ended, or its workload is gone"}
     assert first.model == without("north")
     assert second.shares.keys() == {"south", "west"}
     assert ended.finished

@@ -245,7 +245,7 @@ def test_a_party_whose_evidence_ends_within_the_round_drops_out(tmp_path: Path, 
     parties.spoils = ends
     [done] = go(parties).rounds
     assert done.shares.keys() == set(FOUR) - {"south"}
-    assert done.refused == {"south": "its evidence does not hold any more"}
+    assert done.refused == {"south": "it is not ready any more: its evidence ended, or its workload is gone"}
 
 
 @pytest.mark.parametrize(

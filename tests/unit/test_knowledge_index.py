@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cloister.errors import KnowledgeError, UsageError
-from cloister.knowledge.index import Document, Index
+from cloister.knowledge.index import Document, Index, Scored
 from cloister.knowledge.passages import Passage
-from cloister.knowledge.retrieval import Retrieval, fused
+from cloister.knowledge.retrieval import Retrieval, fused, joined
 
 KEY, OTHER = b"\x01" * 32, b"\x02" * 32
 SIZE = 16
@@ -56,15 +56,21 @@ def put(index: Index, *texts: str, name: str = "a.pdf", collection: str = "clini
     return own
 
 
+def ids(found: list[Scored]) -> list[int]:
+    return [one for one, _ in found]
+
+
 def test_what_is_added_is_found_by_its_words_and_by_its_vector(index: Index) -> None:
     own = put(index, "Asthma is of the lungs.", "Diabetes makes thirsty.", "糖尿病的症状。")
-    found = index.passages(index.by_words("asthma?", ["clinic"], 5), ["clinic"])
+    found = index.passages(ids(index.by_words("asthma?", ["clinic"], 5)), ["clinic"])
     assert [one.passage.text for one in found] == ["Asthma is of the lungs."]
     assert (found[0].document, found[0].title, found[0].number) == ("a.pdf", "Title of a.pdf", 1)
     assert found[0].passage == Passage("Asthma is of the lungs.", ("Part", "Chapter"), 2, 3)
-    assert [one.number for one in index.passages(index.by_words("糖尿病", ["clinic"], 5), ["clinic"])] == [3]
+    assert [
+        one.number for one in index.passages(ids(index.by_words("糖尿病", ["clinic"], 5)), ["clinic"])
+    ] == [3]
     for place, vector in enumerate(own):
-        assert index.by_vector(vector, ["clinic"], 3)[0] == place + 1
+        assert ids(index.by_vector(vector, ["clinic"], 3))[0] == place + 1
 
 
 def test_words_of_another_form_and_of_headings_are_found(index: Index) -> None:
@@ -77,7 +83,11 @@ def test_the_vectors_ranking_is_the_cosines(index: Index) -> None:
     own = put(index, *(f"passage {number}" for number in range(300)))
     asked = vectors(1, seed=9)[0]
     right = [int(place) + 1 for place in np.argsort(-(own @ asked), kind="stable")[:5]]
-    assert index.by_vector(asked, ["clinic"], 5) == right
+    found = index.by_vector(asked, ["clinic"], 5)
+    assert ids(found) == right
+    assert [score for _, score in found] == pytest.approx(
+        [float(own[one - 1] @ asked) for one in right], abs=1e-5
+    )
 
 
 def test_nothing_of_another_collection_takes_part(index: Index) -> None:
@@ -88,8 +98,8 @@ def test_nothing_of_another_collection_takes_part(index: Index) -> None:
     assert index.by_words("asthma thirst here", ["clinic"], 5) == before
     assert index.by_words("secret", ["clinic"], 5) == []
     secret = index.by_words("secret", ["board"], 5)
-    assert index.passages(secret, ["clinic"]) == []
-    assert set(index.by_vector(own[0], ["clinic"], 50)) == {1, 2}
+    assert index.passages(ids(secret), ["clinic"]) == []
+    assert set(ids(index.by_vector(own[0], ["clinic"], 50))) == {1, 2}
     assert [one.name for one in index.documents(["clinic"])] == ["a.pdf"]
     assert len(index.by_words("asthma", ["clinic", "board"], 100)) == 51
 
@@ -119,14 +129,14 @@ def test_what_is_removed_is_gone_with_its_words_and_vectors(index: Index) -> Non
     assert index.remove("clinic", "a.pdf")
     assert not index.remove("clinic", "a.pdf")
     assert index.by_words(CANARY, ["clinic"], 5) == []
-    assert index.by_vector(own[0], ["clinic"], 5) == [3]
+    assert ids(index.by_vector(own[0], ["clinic"], 5)) == [3]
     with index._database.turn() as turn:
         names = [
             name for (name,) in turn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         ]
         held = b"".join(
             field if isinstance(field, bytes) else str(field).encode()
-            for name in names if name != "signs"
+            for name in names
             for row in turn.execute(f'SELECT * FROM "{name}"').fetchall()  # noqa: S608 -- its own tables
             for field in row
         )  # fmt: skip
@@ -148,13 +158,31 @@ def test_a_document_is_there_as_a_whole_or_not_at_all(index: Index) -> None:
     assert index.digest("clinic", "a.pdf") == b"\x01" * 32
 
 
+def test_vectors_are_found_as_they_come_and_go_between_questions(index: Index) -> None:
+    own = put(index, *(f"passage {number}" for number in range(300)))
+    assert ids(index.by_vector(own[7], ["clinic"], 1)) == [8]  # from now on its signs are in memory
+    more = put(index, "another", name="b.pdf", seed=4)
+    assert ids(index.by_vector(more[0], ["clinic"], 1)) == [301]
+    with pytest.raises(UsageError, match="halves of characters"):
+        index.add(document("c.pdf"), [Passage("half \ud800 a character")], vectors(1, 5))
+    assert ids(index.by_vector(vectors(1, 5)[0], ["clinic"], 400)) == ids(
+        sorted(index.by_vector(vectors(1, 5)[0], ["clinic"], 400), key=lambda one: (-one[1], one[0]))
+    )
+    assert index.remove("clinic", "a.pdf")
+    assert ids(index.by_vector(own[7], ["clinic"], 400)) == [301]
+    assert index.remove("clinic", "b.pdf")
+    other = put(index, "of another collection", collection="board", seed=6)
+    assert index.by_vector(other[0], ["clinic"], 5) == []
+    assert ids(index.by_vector(other[0], ["board"], 5)) == [1]
+
+
 def test_it_is_all_there_when_it_is_opened_again(path: Path) -> None:
     it = opened(path)
     own = put(it, "Asthma.", "Diabetes.")
     it.close()
     it = opened(path)
     assert len(it.by_words("diabetes", ["clinic"], 5)) == 1
-    assert it.by_vector(own[1], ["clinic"], 1) == [2]
+    assert ids(it.by_vector(own[1], ["clinic"], 1)) == [2]
     it.close()
 
 
@@ -252,9 +280,19 @@ def test_threads_share_it(index: Index) -> None:
 
 
 def test_what_both_ways_find_comes_first() -> None:
-    assert fused([[1, 2, 3], [3, 4]]) == [3, 1, 2, 4]
-    assert fused([[], []]) == []
-    assert fused([[5]]) == [5]
+    words, vectors = [(1, 8.0), (2, 6.0), (3, 4.0)], [(3, 0.95), (4, 0.8)]
+    assert joined([fused(words, vectors)]) == [1, 3, 2, 4]
+    assert joined([fused([], vectors)]) == [3, 4]
+    assert joined([fused(words, [])]) == [1, 2, 3]
+    assert joined([fused([], [])]) == joined([]) == []
+
+
+def test_what_one_way_does_not_have_counts_there_as_its_last_does() -> None:
+    ranking = fused([(1, 8.0), (2, 2.0)], [(1, 0.9), (3, 0.5)])
+    assert ranking.scores == pytest.approx({1: 0.93, 2: 0.425, 3: 0.425})
+    assert ranking.rest == pytest.approx(0.425)
+    # Another wording that has neither 1 nor 3 does not change their order, and what both have comes before.
+    assert joined([ranking, fused([(2, 1.0)], [(2, 0.9), (4, 0.6)])]) == [1, 2, 3, 4]
 
 
 def test_a_question_is_answered_by_words_by_vectors_and_by_both(index: Index) -> None:

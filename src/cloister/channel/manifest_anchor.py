@@ -115,6 +115,8 @@ class AnchoredManifest:
     seen: Seen
     policies: tuple[Policy, ...]
     """What evidence of the anchor's workload may meet."""
+    signed: bytes
+    """As it arrived."""
 
 
 class Anchored:
@@ -147,7 +149,7 @@ class Anchored:
                 f"version {manifest.version} of {manifest.application} has no workload {self._anchor.workload}",
                 todo=f"it has {', '.join(sorted(manifest.workloads)) or 'none'}",
             )
-        return AnchoredManifest(seen, tuple(policies[text] for text in workload.policies))
+        return AnchoredManifest(seen, tuple(policies[text] for text in workload.policies), data)
 
     def keep(self, seen: Seen) -> None:
         """Take nothing below ``seen`` any more. Raises :class:`~cloister.errors.Superseded` if more was seen meanwhile."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cloister.appraisal.policy import Policy
 from cloister.appraisal.result import AttestationResult
+from cloister.channel.manifest_anchor import Anchored, Seen
 from cloister.channel.receipt_file import Opening, ReceiptFile, require_time
 from cloister.channel.receipts import (
     Receipt,
@@ -32,15 +33,32 @@ class Checked:
 
     receipt: Receipt
     result: AttestationResult[KeyMaterial]
+    manifest: Seen | None
+    """By which the workload was accepted, where it was by one."""
 
 
-def check_file(file: ReceiptFile, policies: Sequence[Policy]) -> Checked:
-    """Appraise the evidence as of then, and the receipt by its key. Raises what appraisal raises, and ChannelError."""
+def check_file(file: ReceiptFile, accepts: Sequence[Policy] | Anchored) -> Checked:
+    """Appraise the evidence as of then, and the receipt by its key.
+
+    ``accepts`` is policies of which one has to be met, or an anchor that the manifest in the file has to hold against.
+    Raises what appraisal raises, ManifestError, and ChannelError.
+    """
+    seen: Seen | None = None
+    if isinstance(accepts, Anchored):
+        if file.manifest is None:
+            raise ChannelError(
+                "the receipt came from a workload that was accepted by a policy, without a manifest",
+                todo="check it with --policy",
+            )
+        taken = accepts.take(file.manifest)
+        policies, seen = taken.policies, taken.seen
+    else:
+        policies = tuple(accepts)
     result = appraise_any(parse_bundle(file.evidence), policies, nonce=file.nonce, now=file.verified_at)
     material = result.require_fresh(file.verified_at)
     receipt = check_receipt(parse_receipt(file.receipt, file.signature), material)
     require_time(receipt, material, file.verified_at)
-    return Checked(receipt, result)
+    return Checked(receipt, result, seen)
 
 
 def check_content(

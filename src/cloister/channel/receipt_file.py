@@ -53,6 +53,8 @@ class ReceiptFile(Record, frozen=True, kw_only=True):
     nonce: bytes
     verified_at: int
     """Unix seconds at which the client appraised it."""
+    manifest: bytes | None = None
+    """The signed manifest, as it came, by which the workload was accepted, where it was by one."""
     opening: Opening | None = None
 
     def encode(self) -> bytes:
@@ -86,6 +88,8 @@ class Shown:
     evidence: bytes
     nonce: bytes
     verified_at: int
+    manifest: bytes | None = None
+    """By which it was accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ class Promised:
             evidence=self.shown.evidence,
             nonce=self.shown.nonce,
             verified_at=self.shown.verified_at,
+            manifest=self.shown.manifest,
             opening=Opening(
                 salt=self.salt,
                 method=self.request.method.decode("ascii"),

@@ -113,8 +113,11 @@ class Verification:
     def verify(self) -> Steps[AttestationResult[KeyMaterial]]:
         """Ask for evidence over a fresh nonce and appraise it. Raises what appraisal raises, or ManifestError."""
         accepted = self._accepts
+        manifest: bytes | None = None
         if isinstance(accepted, Anchored):
-            policies: Sequence[Policy] = (yield from self._ask_manifest(accepted)).policies
+            taken = yield from self._ask_manifest(accepted)
+            policies: Sequence[Policy] = taken.policies
+            manifest = taken.signed
         else:
             policies = (accepted,) if isinstance(accepted, Policy) else accepted
         nonce = self._nonce()
@@ -137,7 +140,7 @@ class Verification:
             raise
         with self._lock:
             self._floor = max(self._floor, result.claims.issued_at)
-            self.result, self._shown = result, Shown(body, nonce, now)
+            self.result, self._shown = result, Shown(body, nonce, now, manifest)
         return result
 
     def _ask_manifest(self, anchored: Anchored) -> Steps[AnchoredManifest]:

@@ -6,7 +6,7 @@ Exit codes: 0 it holds, 2 usage, 3 it does not hold, or its evidence does not ve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,8 @@ import typer
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
+    from cloister.appraisal.policy import Policy
+    from cloister.channel.manifest_anchor import Anchored
     from cloister.channel.receipt_check import Checked
     from cloister.channel.receipt_file import ReceiptFile
 
@@ -31,8 +33,15 @@ FileArgument = Annotated[
 def verify(
     file: FileArgument,
     policy: Annotated[
-        list[Path], typer.Option("--policy", help="Policy that the workload had to meet; of several, one.")
-    ],
+        list[Path] | None,
+        typer.Option("--policy", help="Policy that the workload had to meet; of several, one."),
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest", help="Instead: an anchor against which the manifest in the receipt has to hold."
+        ),
+    ] = None,
     request: Annotated[
         Path | None, typer.Option("--request", help="The body of the request, byte by byte: was it this one?")
     ] = None,
@@ -41,13 +50,12 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a receipt with nothing but itself and a policy: evidence, signature and, if given, what was said."""
-    from cloister.appraisal.policy import read_policy
+    """Check a receipt with nothing but itself and a policy or an anchor: evidence, signature, and what was said if given."""
     from cloister.channel.receipt_check import check_content, check_file
     from cloister.manifest.storage import read_bounded
 
     found = _read(file)
-    checked = check_file(found, [read_policy(one) for one in policy])
+    checked = check_file(found, _accepts(policy or [], manifest))
     said = {
         name: None if path is None else read_bounded(path, limit=MAX_CONTENT, what=f"the {name}")
         for name, path in (("request", request), ("response", response))
@@ -68,6 +76,23 @@ def share(
 
     write_whole(out, _read(file).shared().encode(), replace=False)
     typer.echo(json.dumps({"shared": str(out)}) if as_json else f"{out}: without what opens its commitments")
+
+
+def _accepts(policies: list[Path], manifest: Path | None) -> Sequence[Policy] | Anchored:
+    from dataclasses import replace
+
+    from cloister.appraisal.policy import read_policy
+    from cloister.channel.manifest_anchor import Anchored, read_anchor
+
+    if bool(policies) == (manifest is not None):
+        raise UsageError(
+            "a workload is accepted by a policy or by a manifest",
+            todo="pass --policy, or --manifest with an anchor",
+        )
+    if manifest is None:
+        return [read_policy(one) for one in policies]
+    # What was seen since does not make an answer of then another one: only the anchor's own floor counts.
+    return Anchored(replace(read_anchor(manifest), floor_file=None))
 
 
 def receipt_keeper(folder: Path) -> Callable[[ReceiptFile], None]:
@@ -107,6 +132,7 @@ def _show(checked: Checked, compared: list[str], *, as_json: bool) -> None:
         "model_index": events.get("cloister.model-index"),
         "policy": result.policy_digest,
         "manifest": receipt.manifest_sha256,
+        "manifest_version": None if checked.manifest is None else checked.manifest.version,
         "passages": len(receipt.passages),
         "compared": compared,
     }

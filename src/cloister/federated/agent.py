@@ -267,7 +267,8 @@ class Agent:
                 self._finish(joined, aggregator, workload, admitted)
                 return
             if own.begun:
-                own.check(workload)
+                gone = Attendance(token=admitted.token, answers={}, ready=False, refused={})
+                own.check(workload, gone=lambda: call(aggregator, ATTENDANCE, gone, Attended))  # noqa: B023 -- at once
                 self._say(f"takes part, {attended.rounds} rounds are done")
             self._stop.wait(PAUSE if answers or not attended.started else 4 * PAUSE)
 

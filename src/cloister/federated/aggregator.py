@@ -179,7 +179,8 @@ class Aggregator:
         with self._lock:
             member = self._roster.member(attendance.token, now=self._clock())
             self._roster.show(member, attendance.answers)
-            news = attendance.ready and self._roster.set_ready(member)
+            change = self._roster.set_ready if attendance.ready else self._roster.set_waiting
+            news = change(member)
             if news:
                 self._write_roster()
             asked = self._roster.asked_of(member)
@@ -188,7 +189,8 @@ class Aggregator:
         for refused, reason in list(attendance.refused.items())[: len(federation.parties)]:
             _log.warning("%s refuses the evidence of %s: %s", member.party, refused[:64], reason[:200])
         if news:
-            self._tell(member.party, "ready", "", None)
+            reason = "" if attendance.ready else "its workload does not answer its agent"
+            self._tell(member.party, member.state, reason, None)
         done = [fact for fact in self.facts() if isinstance(fact, RoundDone)]
         ended = self._folder.ended()
         return Attended(

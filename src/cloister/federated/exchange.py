@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+NOT_READY: Final = "it is not ready any more: its evidence ended, or its workload is gone"
+"""Why a party is not in a round that it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

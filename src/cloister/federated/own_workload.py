@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from cloister.channel.transport import SealedClient, connect
-from cloister.errors import CloisterError, FederationError
+from cloister.errors import CloisterError, FederationError, NetworkError
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.messages import (
     MODEL,
@@ -97,9 +97,19 @@ class OwnWorkload:
         ):  # it ends by itself when the lease does
             call(client, STATE, WorkAsked(word=self._word, hold=True), WorkState)
 
-    def check(self, client: SealedClient) -> None:
-        """Raises FederationError where Flower's node there has ended."""
-        state = call(client, STATE, WorkAsked(word=self._word, hold=False), WorkState)
+    def check(self, client: SealedClient, *, gone: Callable[[], object]) -> None:
+        """Raises FederationError where Flower's node there has ended, NetworkError where the workload does not answer.
+
+        ``gone`` is called if a new connection does not lead to it either.
+        """
+        try:
+            state = call(client, STATE, WorkAsked(word=self._word, hold=False), WorkState)
+        except NetworkError:
+            try:
+                self.connect().close()
+            except NetworkError:
+                gone()
+            raise
         if not state.running:
             raise FederationError(
                 "the workload's node has ended", todo="it is started again with fresh evidence"

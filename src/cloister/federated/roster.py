@@ -136,6 +136,12 @@ class Roster:
         member.state = "ready"
         return news
 
+    def set_waiting(self, member: Member) -> bool:
+        """Its workload does not answer its agent. Whether that is news: no round waits for it."""
+        news = member.state == "ready"
+        member.state = "admitted"
+        return news
+
     def exclude(self, party: str) -> bool:
         """Its evidence does not hold any more. Whether it was in."""
         member = self._members.get(party)

@@ -16,7 +16,7 @@ from typing import Final
 
 from cloister.errors import BudgetSpent, CloisterError, FederationError, UpdateRefused
 from cloister.federated.aggregation import Aggregator
-from cloister.federated.exchange import Exchange, Reply, Request
+from cloister.federated.exchange import NOT_READY, Exchange, Reply, Request
 from cloister.federated.federation import EPSILON, MILLION, Federation, Privacy
 from cloister.federated.privacy import Budget
 from cloister.federated.progress import Ended, Fact, RoundDone, Share
@@ -183,7 +183,7 @@ class Rounds:
             desk.exclude(party)
             updates.pop(party, None)
             shares.pop(party, None)
-            refused[party] = "its evidence does not hold any more"
+            refused[party] = NOT_READY
         for party in set(parties) - desk.brought - refused.keys():
             refused[party] = f"nothing came within {federation.deadline} s"
         # Whose update counts is not refused for what else came in its name.

@@ -25,6 +25,7 @@ from cloister.federated.agreement import AgreedFederation
 from cloister.federated.exchange import Request
 from cloister.federated.flower.app import app_digest
 from cloister.federated.flower.node import PartyNode
+from cloister.federated.flower.programs import Programs
 from cloister.federated.flower.workshop import Answer
 from cloister.federated.identity import Identity
 from cloister.federated.messages import Done, Named, Renewal, Requested, TaskOrder, WorkAsked, WorkState
@@ -69,6 +70,7 @@ class Workload:
         self._held: tuple[str, Arrays] | None = None
         """The newest model, and its digest."""
         self._rounds = 0
+        self._programs: Programs | None = None
         self._node: PartyNode | None = None
         self._run = ""
 
@@ -80,11 +82,14 @@ class Workload:
                 importlib.import_module(name)
             app_digest()
 
+        self._flower()
         threading.Thread(target=load, name="warm-up", daemon=True).start()
 
     def close(self) -> None:
         """End Flower's node and let go of everything."""
         self._undo.close()
+        if self._programs is not None:
+            self._programs.close()
 
     # What the agent asks (messages.py).
 
@@ -116,11 +121,22 @@ class Workload:
                 self.order, self.agreed, self._run = order, agreed, order.run
                 self.leased = self._clock() + order.lease
                 self._node = PartyNode(
-                    self.identity, self._places.memory, self.work, order, digest=agreed.digest, now=self._now
+                    self.identity,
+                    self._places.memory,
+                    self._flower(),
+                    self.work,
+                    order,
+                    digest=agreed.digest,
+                    now=self._now,
                 )
                 undo.callback(self._node.close)
                 self._undo = undo.pop_all()
         return Done()
+
+    def _flower(self) -> Programs:
+        if self._programs is None:
+            self._programs = Programs(self._places.memory)
+        return self._programs
 
     def renew(self, renewal: Renewal) -> Done:
         """The next certificate, and the run that goes on."""

@@ -1,9 +1,10 @@
 """The index: documents, passages, their words and vectors in one encrypted database (docs/spec/knowledge-index.md).
 
-SQLCipher encrypts and authenticates every page, FTS5 finds words, sqlite-vec vectors. One connection, whose turns a lock
-gives; each change is one transaction: a document is there with all its passages or not at all, and what is removed is
-overwritten. Every question names the collections that may answer it, and nothing of others takes part in it: each collection
-has a table of words of its own, since how rare a word is decides about the order.
+SQLCipher encrypts and authenticates every page, FTS5 finds words; signs in memory say which vectors may be near, sqlite-vec
+compares these. One connection, whose turns a lock gives; each change is one transaction: a document is there with all its
+passages or not at all, and what is removed is overwritten. Every question names the collections that may answer it, and
+nothing of others takes part in it: each collection has a table of words of its own, since how rare a word is decides
+about the order.
 """
 
 from __future__ import annotations
@@ -18,35 +19,22 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from cloister.errors import UsageError
 from cloister.knowledge.database import Database
 from cloister.knowledge.passages import Passage
-from cloister.knowledge.texts import set_apart, words_query
+from cloister.knowledge.schema import collection_number, prepare
+from cloister.knowledge.texts import asked_words, set_apart, words_query
 
 if TYPE_CHECKING:
     from cloister.knowledge.embedding import Vectors
+    from cloister.knowledge.nearest import Signs
 
-FORMAT: Final = "cloister/knowledge-index/v2"
+HEADING: Final = 4.0
+"""Times as much as in the text a word counts in title and headings."""
 COARSE: Final = 8
 """Times as many candidates are taken by their signs as are ranked by their vectors, and :data:`CANDIDATES` at least."""
 CANDIDATES: Final = 200
 MAX_FOUND: Final = 1000
 MAX_NAME: Final = 1024
-_SCHEMA: Final = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE collections (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY, collection INTEGER NOT NULL REFERENCES collections, name TEXT NOT NULL, title TEXT NOT NULL,
-    digest BLOB NOT NULL, passages INTEGER NOT NULL, added INTEGER NOT NULL, UNIQUE (collection, name)
-) STRICT;
-CREATE TABLE passages (
-    id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents, number INTEGER NOT NULL, headings TEXT NOT NULL,
-    first_page INTEGER, last_page INTEGER, text TEXT NOT NULL, UNIQUE (document, number)
-) STRICT;
-CREATE TABLE vectors (passage INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
-"""
-_WORDS: Final = """
-CREATE VIRTUAL TABLE words_{0} USING fts5 (heading, text, tokenize='porter unicode61 remove_diacritics 2');
-INSERT INTO words_{0} (words_{0}, rank) VALUES ('secure-delete', 1);
-"""
-"""Of one collection, by its number."""
+Scored = tuple[int, float]
+"""A passage, and how well it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +70,8 @@ class Index:
     def __init__(self, database: Database, dimensions: int) -> None:
         self._database = database
         self.dimensions = dimensions
+        self._signs: dict[int, Signs] = {}
+        """By collection, of those that somebody asked."""
 
     @classmethod
     def open(cls, path: Path, key: bytes, *, model: str, dimensions: int) -> Self:
@@ -90,7 +80,7 @@ class Index:
         try:
             index = cls(database, dimensions)
             with database.turn() as turn:
-                index._prepare(turn, {"format": FORMAT, "model": model, "dimensions": str(dimensions)})
+                prepare(turn, model=model, dimensions=dimensions)
         except BaseException:
             database.close()
             raise
@@ -116,22 +106,26 @@ class Index:
         _check_name(document.name)
         if vectors.shape != (len(passages), self.dimensions) or not np.isfinite(vectors).all():
             raise UsageError(f"{len(passages)} passages came with vectors of the shape {vectors.shape}")
-        with self._database.turn() as turn:
+        with self._changing() as turn:
             if self._digest(turn, document.collection, document.name) == document.digest:
                 return False
             self._remove(turn, document.collection, document.name)
-            collection = self._collection(turn, document.collection)
+            collection = collection_number(turn, document.collection)
             own = turn.execute(
                 "INSERT INTO documents (collection, name, title, digest, passages, added) VALUES (?, ?, ?, ?, ?, ?)",
                 (collection, document.name, document.title, document.digest, len(passages), document.added),
             ).lastrowid
-            for number, (passage, vector) in enumerate(zip(passages, vectors, strict=True), 1):
+            ids = [
                 self._put(turn, collection, own, number, document.title, passage, vector)
+                for number, (passage, vector) in enumerate(zip(passages, vectors, strict=True), 1)
+            ]
+            if collection in self._signs:
+                self._signs[collection].put(ids, vectors)
         return True
 
     def remove(self, collection: str, name: str) -> bool:
         """Remove a document with all that was made of it. Whether it was there."""
-        with self._database.turn() as turn:
+        with self._changing() as turn:
             return self._remove(turn, collection, name)
 
     def digest(self, collection: str, name: str) -> bytes | None:
@@ -149,40 +143,42 @@ class Index:
             ).fetchall()
         return [Document(*row) for row in rows]
 
-    def by_words(self, question: str, collections: Collection[str], most: int) -> list[int]:
-        """Passages with words of ``question``, the best first (BM25; a word in title or heading counts twice)."""
-        query = words_query(question)
-        if not query:
-            return []
-        ranked: list[tuple[float, int]] = []
+    def by_words(self, question: str, collections: Collection[str], most: int) -> list[Scored]:
+        """Passages with words of ``question``, by BM25, the best first; a word in title or headings counts four times."""
+        words, ranked = asked_words(question), list[Scored]()
         with self._database.turn() as turn:
             for collection in self._known(turn, collections):
-                words = f"words_{collection}"
-                ranked += turn.execute(
-                    f"SELECT bm25({words}, 2.0, 1.0) AS score, rowid FROM {words} WHERE {words} MATCH ? "  # noqa: S608 -- a number
-                    "ORDER BY score, rowid LIMIT ?",
-                    (query, _bounded(most)),
-                ).fetchall()
-        return [passage for _, passage in sorted(ranked)[:most]]
+                own = f"words_{collection}"
+                matching = f"FROM {own} WHERE {own} MATCH ?"
+                counts = {
+                    word: turn.execute(f"SELECT count(*) {matching}", (word,)).fetchone()[0] for word in words
+                }
+                if query := words_query(counts):
+                    ranked += turn.execute(
+                        f"SELECT rowid, -bm25({own}, {HEADING}, 1.0) AS score {matching} ORDER BY score DESC, rowid LIMIT ?",
+                        (query, _bounded(most)),
+                    ).fetchall()
+        return _best(ranked, most)
 
-    def by_vector(self, vector: Vectors, collections: Collection[str], most: int) -> list[int]:
-        """Passages whose vectors are nearest to ``vector`` (dimensions,), the nearest first.
+    def by_vector(self, vector: Vectors, collections: Collection[str], most: int) -> list[Scored]:
+        """Passages whose vectors are nearest to ``vector`` (dimensions,), with their cosines, the nearest first.
 
         Their signs choose :data:`COARSE` times as many, their cosines rank these.
         """
         if vector.shape != (self.dimensions,):
             raise UsageError(f"a vector of this index has {self.dimensions} numbers, and not {vector.shape}")
         blob, wide = vector.astype("<f4").tobytes(), min(4096, max(CANDIDATES, COARSE * _bounded(most)))
-        ranked: list[tuple[float, int]] = []
+        ranked: list[Scored] = []
         with self._database.turn() as turn:
             for collection in self._known(turn, collections):
+                near = self._signs_of(turn, collection).nearest(vector, wide)
                 ranked += turn.execute(
-                    "SELECT vec_distance_cosine(v.vector, ?) AS distance, s.passage FROM signs s JOIN vectors v "
-                    "ON v.passage = s.passage WHERE s.signs MATCH vec_quantize_binary(?) AND k = ? AND s.collection = ? "
-                    "ORDER BY distance LIMIT ?",
-                    (blob, blob, wide, collection, most),
+                    "SELECT v.passage, 1.0 - vec_distance_cosine(v.vector, ?) AS cosine FROM json_each(?) near "
+                    "JOIN vectors v ON v.passage = near.value JOIN passages p ON p.id = v.passage "
+                    "JOIN documents d ON d.id = p.document WHERE d.collection = ? ORDER BY cosine DESC, v.passage LIMIT ?",
+                    (blob, json.dumps(near), collection, most),
                 ).fetchall()
-        return [passage for _, passage in sorted(ranked)[:most]]
+        return _best(ranked, most)
 
     def nearness(self, vector: Vectors, ids: Sequence[int], collections: Collection[str]) -> dict[int, float]:
         """The cosine between ``vector`` (dimensions,) and each of ``ids`` that is in ``collections``."""
@@ -215,22 +211,34 @@ class Index:
             found[own] = Found(own, collection, document, title, number, passage)
         return [found[one] for one in ids if one in found]
 
-    def _prepare(self, turn: Any, facts: dict[str, str]) -> None:
-        if turn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None:
-            for statement in _SCHEMA.split(";\n"):
-                turn.execute(statement)
-            turn.execute(
-                "CREATE VIRTUAL TABLE signs USING vec0 (passage INTEGER PRIMARY KEY, collection INTEGER PARTITION KEY, "
-                f"signs BIT[{self.dimensions}])"
+    @contextmanager
+    def _changing(self) -> Iterator[Any]:
+        """A transaction; where it fails, what is known of signs may be of what is not there."""
+        with self._database.turn() as turn:
+            try:
+                yield turn
+            except BaseException:
+                self._signs.clear()
+                raise
+
+    def _signs_of(self, turn: Any, collection: int) -> Signs:
+        """Read from its vectors when it is asked first."""
+        import numpy as np  # noqa: PLC0415 -- of the room alone
+
+        from cloister.knowledge.nearest import Signs  # noqa: PLC0415 -- as above
+
+        if collection not in self._signs:
+            signs = Signs(self.dimensions)
+            rows = turn.execute(
+                "SELECT v.passage, v.vector FROM vectors v JOIN passages p ON p.id = v.passage "
+                "JOIN documents d ON d.id = p.document WHERE d.collection = ?",
+                (collection,),
             )
-            turn.executemany("INSERT INTO facts VALUES (?, ?)", sorted(facts.items()))
-        found = dict(turn.execute("SELECT name, value FROM facts").fetchall())
-        for name, value in facts.items():
-            if found.get(name) != value:
-                raise UsageError(
-                    f"this index was made with the {name} {found.get(name)!r}, and not {value!r}",
-                    todo="make another one, and add the documents again",
-                )
+            while part := rows.fetchmany(10_000):
+                stored = np.frombuffer(b"".join(row[1] for row in part), "<f4")
+                signs.put([row[0] for row in part], stored.reshape(len(part), self.dimensions))
+            self._signs[collection] = signs
+        return self._signs[collection]
 
     def _put(
         self,
@@ -241,8 +249,8 @@ class Index:
         title: str,
         passage: Passage,
         vector: Vectors,
-    ) -> None:
-        own = turn.execute(
+    ) -> int:
+        own: int = turn.execute(
             "INSERT INTO passages (document, number, headings, first_page, last_page, text) VALUES (?, ?, ?, ?, ?, ?)",
             (
                 document, number, json.dumps(passage.headings, ensure_ascii=False), passage.first_page, passage.last_page,
@@ -254,12 +262,8 @@ class Index:
             f"INSERT INTO words_{collection} (rowid, heading, text) VALUES (?, ?, ?)",  # noqa: S608 -- as above
             (own, heading, set_apart(passage.text)),
         )
-        blob = vector.astype("<f4").tobytes()
-        turn.execute("INSERT INTO vectors VALUES (?, ?)", (own, blob))
-        turn.execute(
-            "INSERT INTO signs (passage, collection, signs) VALUES (?, ?, vec_quantize_binary(?))",
-            (own, collection, blob),
-        )
+        turn.execute("INSERT INTO vectors VALUES (?, ?)", (own, vector.astype("<f4").tobytes()))
+        return own
 
     def _remove(self, turn: Any, collection: str, name: str) -> bool:
         found = turn.execute(
@@ -269,15 +273,18 @@ class Index:
         if found is None:
             return False
         document, own = found
-        for passage in turn.execute("SELECT id FROM passages WHERE document = ?", (document,)).fetchall():
+        passages = turn.execute("SELECT id FROM passages WHERE document = ?", (document,)).fetchall()
+        if own in self._signs:
+            self._signs[own].drop(passage[0] for passage in passages)
+        for passage in passages:
             turn.execute(f"DELETE FROM words_{own} WHERE rowid = ?", passage)  # noqa: S608 -- as above
             turn.execute("DELETE FROM vectors WHERE passage = ?", passage)
-            turn.execute("DELETE FROM signs WHERE passage = ?", passage)
         turn.execute("DELETE FROM passages WHERE document = ?", (document,))
         turn.execute("DELETE FROM documents WHERE id = ?", (document,))
         if turn.execute("SELECT 1 FROM documents WHERE collection = ? LIMIT 1", (own,)).fetchone() is None:
             turn.execute(f"DROP TABLE words_{own}")
             turn.execute("DELETE FROM collections WHERE id = ?", (own,))
+            self._signs.pop(own, None)
         return True
 
     @staticmethod
@@ -287,17 +294,6 @@ class Index:
             (collection, name),
         ).fetchone()
         return None if row is None else bytes(row[0])
-
-    @staticmethod
-    def _collection(turn: Any, name: str) -> int:
-        """The number of the collection, which is begun where there is none."""
-        row = turn.execute("SELECT id FROM collections WHERE name = ?", (name,)).fetchone()
-        if row is not None:
-            return int(row[0])
-        own = int(turn.execute("INSERT INTO collections (name) VALUES (?)", (name,)).lastrowid)
-        for statement in _WORDS.format(own).split(";\n"):
-            turn.execute(statement)
-        return own
 
     @staticmethod
     def _known(turn: Any, collections: Collection[str]) -> list[int]:
@@ -311,6 +307,11 @@ class Index:
 def _check_name(name: str) -> None:
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise UsageError(f"a name has 1 to {MAX_NAME} characters that print")
+
+
+def _best(ranked: list[Scored], most: int) -> list[Scored]:
+    """The best of several collections."""
+    return sorted(ranked, key=lambda one: (-one[1], one[0]))[:most]
 
 
 def _bounded(most: int) -> int:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Final
 
 MAX_WORDS: Final = 64
 """Of a question; what is longer is cut."""
+SCORED: Final = 4000
+"""Passages that a question's rarer words may stand in."""
 COMMON: Final = frozenset(
     re.findall(
         r"\w+",
@@ -37,13 +40,33 @@ def set_apart(text: str) -> str:
     return _ALONE.sub(r" \1 ", unicodedata.normalize("NFKC", text))
 
 
-def words_query(question: str) -> str:
-    """An FTS5 query for passages with any of the words of ``question``; empty if it has none."""
+def asked_words(question: str) -> list[str]:
+    """The words of ``question`` that are looked for, each as FTS5 reads it, once."""
     asked: list[str] = []
     for word in _WORD.findall(unicodedata.normalize("NFKC", question)):
         for run in filter(None, _RUN.split(word)):
             pairs = [f"{one} {other}" for one, other in itertools.pairwise(run)] if _RUN.match(run) else []
             asked += pairs or [run]
     telling = [word for word in asked if word.lower() not in COMMON]
-    kept = list(dict.fromkeys(telling or asked))[:MAX_WORDS]
-    return " OR ".join(f'"{word}"' for word in kept)
+    return [f'"{word}"' for word in dict.fromkeys(telling or asked)][:MAX_WORDS]
+
+
+def words_query(counts: Mapping[str, int], *, scored: int = SCORED) -> str:
+    """An FTS5 query for words that so many passages have; empty if none has any.
+
+    What takes time is each passage that is scored. So only those are that have one of the rarer words, which together
+    stand in ``scored`` passages at most, or the rarest; in these the other words count as well.
+    """
+    rare: list[str] = []
+    room = scored
+    for word in sorted(
+        (word for word, count in counts.items() if count), key=lambda word: (counts[word], word)
+    ):
+        room -= counts[word]
+        if rare and room < 0:
+            break
+        rare.append(word)
+    common = [word for word, count in counts.items() if count and word not in rare]
+    any_rare = " OR ".join(rare)
+    # A rare word stands in both halves, and counts twice by that: so that the others do, they are written twice.
+    return f"({any_rare}) AND ({any_rare} OR {' OR '.join(common + common)})" if common else any_rare

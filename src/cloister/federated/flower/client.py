@@ -10,7 +10,6 @@ import os
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from cloister.federated.flower.tether import end_with_parent
 from cloister.federated.flower.wire import read_request, reply_content
 from cloister.federated.flower.workshop import SOCKET, ask_workshop
 
@@ -19,7 +18,6 @@ app = ClientApp()
 
 @app.train()  # type: ignore[untyped-decorator, unused-ignore]
 def train(message: Message, context: Context) -> Message:
-    end_with_parent()
     request = read_request(message.content)
     answer = ask_workshop(os.environ[SOCKET], request)
     content = reply_content(request, answer.content, answer.examples, answer.metrics, answer.error)

@@ -17,6 +17,7 @@ from cloister.channel.tls_context import server_side
 from cloister.federated.exchange import Request
 from cloister.federated.flower.app import app_digest
 from cloister.federated.flower.processes import HOST, Loopback, SuperNode
+from cloister.federated.flower.programs import Programs
 from cloister.federated.flower.workshop import SOCKET, Answer, Workshop
 from cloister.federated.identity import Identity
 from cloister.federated.mesh import party_context
@@ -33,6 +34,7 @@ class PartyNode:
         self,
         identity: Identity,
         memory: Path,
+        programs: Programs,
         work: Callable[[Request], Answer],
         order: TaskOrder,
         *,
@@ -40,6 +42,7 @@ class PartyNode:
         now: Callable[[], int],
     ) -> None:
         """``digest`` is the federation's."""
+        self._programs = programs
         self._identity = identity
         self._digest = digest
         self._now = now
@@ -80,7 +83,7 @@ class PartyNode:
     def _start(self) -> None:
         self._end()
         self._node = SuperNode(
-            Path(tempfile.mkdtemp(prefix="node-", dir=self._place)), forward=self._server.port,
+            self._programs, Path(tempfile.mkdtemp(prefix="node-", dir=self._place)), forward=self._server.port,
             root=self._loopback.certificate, key=self._identity.openssh(), environment={SOCKET: str(self._socket)},
         )  # fmt: skip
 

@@ -1,8 +1,7 @@
 """Flower's own processes: a SuperLink beside the aggregator, a SuperNode beside a party's workload, each on loopback alone.
 
 Both speak TLS with a key made for the occasion, and nobody outside reaches them: what comes from outside comes through
-relay.py. Telemetry, the look for updates and the installation of packages at run time are off; each has a folder of its own
-in memory as its FLWR_HOME. What Flower prints goes to one private log file.
+relay.py. Each has a folder of its own in memory as its FLWR_HOME. What Flower prints goes to one private log file.
 """
 
 from __future__ import annotations
@@ -13,15 +12,10 @@ import ipaddress
 import json
 import os
 import secrets
-import shutil
-import signal
 import socket
 import ssl
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,13 +28,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from cloister.errors import FederationError
 from cloister.federated.flower.app import write_app
+from cloister.federated.flower.launcher import Started
+from cloister.federated.flower.programs import Programs
 from cloister.federated.identity import public_openssh
 from cloister.federated.upstream import connections
 
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
-CALL_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 2.0
 _CONNECTION: Final = "here"
 
 
@@ -107,8 +101,9 @@ class SuperLink:
             f'root-certificates = "{self._loopback.certificate}"\n',
             "utf-8",
         )
-        self._environment = flower_environment(home, environment)
-        self._process = started(
+        self._programs = Programs(folder)
+        self._environment = {"FLWR_HOME": str(home), **environment}
+        self._process = self._programs.start(
             "flower-superlink",
             [
                 "--host", HOST, "--port", str(self.port),
@@ -153,16 +148,15 @@ class SuperLink:
         self._call("run", str(app), _CONNECTION)
 
     def close(self) -> None:
-        stop(self._process)
+        self._process.close()
+        self._programs.close()
 
     def _call(self, *arguments: str) -> dict[str, str]:
         try:
-            done = subprocess.run(  # noqa: S603 -- of this installation, with arguments of our own
-                [*program("flwr"), *arguments, "--format", "json"],
-                env=self._environment, capture_output=True, timeout=CALL_SECONDS, check=False,
-            )  # fmt: skip
-            answer: dict[str, str] = json.loads(done.stdout)
-        except (subprocess.TimeoutExpired, ValueError):
+            answer: dict[str, str] = json.loads(
+                self._programs.call("flwr", [*arguments, "--format", "json"], self._environment)
+            )
+        except ValueError:
             raise FederationError("Flower's command line does not answer as it should") from None
         if not answer.get("success"):
             reason = " ".join(str(answer.get("error-message", "")).split())[:200]
@@ -174,20 +168,27 @@ class SuperNode:
     """A party's node. ``forward`` is the port of the relay on loopback that leads to the aggregator."""
 
     def __init__(
-        self, folder: Path, *, forward: int, root: Path, key: bytes, environment: Mapping[str, str]
+        self,
+        programs: Programs,
+        folder: Path,
+        *,
+        forward: int,
+        root: Path,
+        key: bytes,
+        environment: Mapping[str, str],
     ) -> None:
         home = folder / "home"
         home.mkdir()
         private = folder / "node.key"
         write_private(private, key)
-        self._process = started(
+        self._process = programs.start(
             "flower-supernode",
             [
                 "--superlink", f"{HOST}:{forward}", "--root-certificates", str(root),
                 "--auth-supernode-private-key", str(private), "--host", HOST, "--port", str(free_port()),
                 "--max-wait-time", "600",
             ],
-            flower_environment(home, environment), folder / "supernode.log",
+            {"FLWR_HOME": str(home), **environment}, folder / "supernode.log",
         )  # fmt: skip
 
     @property
@@ -195,87 +196,14 @@ class SuperNode:
         return self._process.poll() is None
 
     def close(self) -> None:
-        stop(self._process)
+        self._process.close()
 
 
-def flower_environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
-    """Nothing of this process's environment but what finds programs and libraries."""
-    kept = {
-        name: os.environ[name]
-        for name in ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "HOME", "PYTHONPATH")
-        if name in os.environ
-    }
-    programs = str(Path(sys.executable).parent)
-    return kept | {
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "NO_COLOR": "1",
-        **more,
-    }  # fmt: skip
-
-
-def program(name: str) -> list[str]:
-    """A program of this installation."""
-    path = Path(sys.executable).parent / name
-    if not path.exists():
-        raise FederationError(
-            f"{name} is not installed beside this Python", todo="install cloister[federated]"
-        )
-    return [str(path)]
-
-
-def started(
-    name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
-) -> subprocess.Popen[bytes]:
-    """A process group of its own, its output in ``log``. It ends with this process, however that ends."""
-    command = [*program(name), *arguments]
-    if tether := shutil.which("setpriv"):
-        command = [tether, "--pdeathsig", "KILL", *command]
-    made: list[subprocess.Popen[bytes] | OSError] = []
-    there = threading.Event()
-
-    def start() -> None:
-        try:
-            with log.open("ab") as out:
-                log.chmod(0o600)
-                process = subprocess.Popen(  # noqa: S603 -- of this installation, with arguments of our own
-                    command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                    start_new_session=True,
-                )  # fmt: skip
-        except OSError as error:
-            made.append(error)
-            there.set()
-            return
-        made.append(process)
-        there.set()
-        # Linux tells a child of the end of the thread that started it: this one stays as long as the child does.
-        process.wait()
-
-    threading.Thread(target=start, name=name, daemon=True).start()
-    there.wait()
-    if isinstance(made[0], OSError):
-        raise FederationError(f"{name} cannot be started ({made[0].strerror})")
-    return made[0]
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End it with all that it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], what: str) -> None:
+def _wait_for(port: int, process: Started, what: str) -> None:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
-        if process.poll() is not None:
-            raise FederationError(f"{what} ended with code {process.returncode} before it listened")
+        if (code := process.poll()) is not None:
+            raise FederationError(f"{what} ended with code {code} before it listened")
         try:
             socket.create_connection((HOST, port), 1.0).close()
         except OSError:

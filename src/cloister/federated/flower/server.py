@@ -18,7 +18,6 @@ from flwr.serverapp import Grid, ServerApp
 from cloister.errors import CloisterError, FormatError
 from cloister.federated.exchange import Reply, Request
 from cloister.federated.flower.run_folder import FOLDER, RunFolder, go_through
-from cloister.federated.flower.tether import end_with_parent
 from cloister.federated.flower.wire import read_reply, request_content
 
 PAUSE: Final = 0.3
@@ -27,7 +26,6 @@ app = ServerApp()
 
 @app.main()  # type: ignore[untyped-decorator, unused-ignore]
 def main(grid: Grid, context: Context) -> None:
-    end_with_parent()
     folder = RunFolder.open(os.environ[FOLDER])
     try:
         go_through(folder, GridExchange(grid, folder))

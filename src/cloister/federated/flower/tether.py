@@ -1,7 +1,7 @@
-"""Flower's own processes of an app end when who started them has ended.
+"""A process ends when who started it has ended.
 
-Flower looks for its parent five times a second, and then ends in good order: it says farewell to a server that may be gone,
-and waits for its threads. A model is in its memory meanwhile. So Linux is asked to end it at once.
+Flower's own programs look for their parents five times a second, and then end in good order: they say farewell to a server
+that may be gone, and wait for their threads. A model is in their memory meanwhile. So Linux is asked to end them at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cloister.workload import linux
 
 
 def end_with_parent() -> None:
-    """From now on. For the process of an app, whose parent started it from its main thread."""
+    """From now on. For a process whose parent started it from its main thread."""
     parent = os.getppid()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended in between

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cloister.encoding import encode_json
 from cloister.errors import CloisterError, FederationError, UpdateRefused
-from cloister.federated.exchange import Exchange, Reply, Request
+from cloister.federated.exchange import NOT_READY, Exchange, Reply, Request
 from cloister.federated.federation import Federation
 from cloister.federated.identity import read_spki
 from cloister.federated.secure.sum import MaskedSum, Mean
@@ -122,7 +122,7 @@ class SecureRound:
         if (reply.run, reply.number) != (self._terms.run, self._terms.number):
             raise UpdateRefused(f"what {party} says is of another run or round")
         if party not in self._exchange.ready():
-            raise UpdateRefused("its evidence does not hold any more")
+            raise UpdateRefused(NOT_READY)
         message, vector = unpack(reply.content) if step == "masked" else (reply.content, memoryview(b""))
         if read(message, Said, what=f"what {party} says").party != party:
             raise UpdateRefused(f"{party} sends what another party says")
