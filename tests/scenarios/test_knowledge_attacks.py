@@ -60,13 +60,18 @@ class Site:
         ]
 
     def start(
-        self, *, rules: Path | None = None, key_file: str = "index.key", log: str = "serve.log"
+        self,
+        *,
+        rules: Path | None = None,
+        key_file: str = "index.key",
+        log: str = "serve.log",
+        index: Path | None = None,
     ) -> Service:
         words = [
             "serve",
             *self.measured(rules),
             "--knowledge-index",
-            self.index,
+            index or self.index,
             "--key-file",
             self.root / key_file,
         ]
@@ -102,9 +107,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return site
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(site: Site) -> Iterator[Service]:
+    """With what alice added, which the operator has on the disk."""
     service = site.start()
+    added = site.run("alice", "knowledge", "add", service.url, site.root / "sale.md", "--collection", "board")
+    assert added.returncode == 0, added.stderr
     yield service
     service.stop()
 
@@ -164,12 +172,6 @@ def test_a_marker_in_a_document_its_name_and_a_question_is_on_no_disk_wire_or_lo
 def test_a_user_of_one_collection_learns_nothing_of_another(site: Site, service: Service) -> None:
     assert (
         site.run(
-            "alice", "knowledge", "add", service.url, site.root / "sale.md", "--collection", "board"
-        ).returncode
-        == 0
-    )
-    assert (
-        site.run(
             "carol", "knowledge", "add", service.url, site.root / "lungs.md", "--collection", "clinic"
         ).returncode
         == 0
@@ -193,30 +195,23 @@ def test_a_user_of_one_collection_learns_nothing_of_another(site: Site, service:
     assert MARKER not in answered.stdout + answered.stderr
 
 
-def test_an_index_that_was_changed_on_the_disk_is_not_opened(site: Site, service: Service) -> None:
-    assert (
-        site.run(
-            "alice", "knowledge", "add", service.url, site.root / "sale.md", "--collection", "board"
-        ).returncode
-        == 0
-    )
-    service.stop()
-    changed = max(
-        (path for path in site.index.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
+@pytest.mark.usefixtures("service")
+def test_an_index_that_was_changed_on_the_disk_is_not_opened(site: Site, tmp_path: Path) -> None:
+    copy = shutil.copytree(site.index, tmp_path / "documents.tree")
+    changed = max((path for path in copy.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     whole = changed.read_bytes()
     place = len(whole) // 2
     changed.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     with pytest.raises(CommandFailedError, match="sealing: ") as refused:
-        site.start(log="changed.log")
+        site.start(log="changed.log", index=copy)
     assert refused.value.code == 3
-    changed.write_bytes(whole)
 
 
-def test_an_index_that_was_copied_opens_under_no_other_key(site: Site, service: Service) -> None:
-    service.stop()
+@pytest.mark.usefixtures("service")
+def test_an_index_that_was_copied_opens_under_no_other_key(site: Site, tmp_path: Path) -> None:
+    copy = shutil.copytree(site.index, tmp_path / "documents.tree")
     with pytest.raises(CommandFailedError, match="sealing: "):
-        site.start(key_file="other.key", log="other.log")
+        site.start(key_file="other.key", log="other.log", index=copy)
 
 
 def test_an_index_that_was_rolled_back_is_refused_because_the_broker_knows_a_newer_one(
@@ -255,7 +250,7 @@ def test_an_operator_who_adds_a_user_is_another_workload_to_every_client(site: S
     rules = site.host / "edited.json"
     shutil.copy(site.host / "rules.json", rules)
     command("knowledge", "grant", rules, "mallory", "--key-file", site.key("mallory"), "--write", "board")
-    service = site.start(rules=rules, log="edited.log")
+    service = site.start(rules=rules, log="edited.log", index=site.root / "edited.tree")
     try:
         refused = site.run(
             "alice", "knowledge", "add", service.url, site.root / "sale.md", "--collection", "board"
