@@ -218,6 +218,8 @@ class Large:
 
     vectors: int
     by_vector: list[float]
+    retrieved: list[float]
+    """Both ways and what they find, without the embedding."""
     hybrid: list[float]
     """Question to passages, embedding included."""
     agreement: float
@@ -250,7 +252,7 @@ def _large(
         index.add(document, [filled.texts[place] for place in places], moved)
         added += own
         bar.advance(task, own)
-    by_vector, hybrid, agreed = [], [], []
+    by_vector, retrieved, hybrid, agreed = [], [], [], []
     everything = _all_vectors(index, filled)
     for one in _drawn(records, 300):
         vector = retrieval.embed([one["question"]])[0]
@@ -258,12 +260,17 @@ def _large(
         found = [passage for passage, _ in index.by_vector(vector, [COLLECTION], PLACES)]
         by_vector.append(time.perf_counter() - began)
         began = time.perf_counter()
-        retrieval.find(one["question"], [COLLECTION], most=PLACES)
-        hybrid.append(time.perf_counter() - began)
+        vector = retrieval.embed([one["question"]])[0]
+        embedded = time.perf_counter()
+        given = Retrieval(index, lambda _texts, vector=vector, **_: vector[None])
+        given.find(one["question"], [COLLECTION], most=PLACES)
+        ended = time.perf_counter()
+        retrieved.append(ended - embedded)
+        hybrid.append(ended - began)
         right = everything[0][np.argsort(-(everything[1] @ vector))[:PLACES]]
         agreed.append(len(set(found) & set(right.tolist())) / PLACES)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Large(filled.passages + wanted, by_vector, hybrid, float(np.mean(agreed)), memory)
+    return Large(filled.passages + wanted, by_vector, retrieved, hybrid, float(np.mean(agreed)), memory)
 
 
 def _all_vectors(index: Index, filled: Filled) -> tuple[Any, Any]:
@@ -317,14 +324,17 @@ def _result(
     )
     scale = Table(
         "With many vectors",
-        ("vectors", "by vectors, p50", "p95", "both, p50", "p95", "of the ten nearest found", "file", "memory of all"),
+        (
+            "vectors", "by vectors, p50", "p95", "both, p50", "p95", "with the embedding, p50", "p95",
+            "of the ten nearest found", "file", "memory of all",
+        ),
         (
             (
-                f"{large.vectors:,}", _ms(large.by_vector, 50), _ms(large.by_vector, 95), _ms(large.hybrid, 50),
-                _ms(large.hybrid, 95), f"{large.agreement:.3f}", shown(size / 2**20, "MiB"), shown(large.memory, "MiB"),
+                f"{large.vectors:,}", _ms(large.by_vector, 50), _ms(large.by_vector, 95), _ms(large.retrieved, 50),
+                _ms(large.retrieved, 95), _ms(large.hybrid, 50), _ms(large.hybrid, 95), f"{large.agreement:.3f}", shown(size / 2**20, "MiB"), shown(large.memory, "MiB"),
             ),
         ),
-        "Both includes the embedding of the question. Memory is this process's, with torch, the encoder, the database, "
+        "Memory is this process's, with torch, the encoder, the database, "
         "which lies in memory too, and the vectors once more for comparison.",
     )  # fmt: skip
     recall, reciprocal = (
@@ -344,8 +354,11 @@ def _result(
             Aim("recall of both over the better of the two", 1.0, "at least", asked["hybrid"].recall / max(recall, 1e-9)),
             Aim("MRR of both over the better", 1.0, "at least", asked["hybrid"].reciprocal / max(reciprocal, 1e-9)),
             Aim(
-                f"{large.vectors:,} vectors, question to passages, p95", WITHIN, "at most", _percentile(large.hybrid, 95),
-                unit="ms",
+                f"{large.vectors:,} vectors, retrieval, p95", WITHIN, "at most", _percentile(large.retrieved, 95), unit="ms",
+            ),
+            Aim(
+                f"{large.vectors:,} vectors, retrieval with the embedding, p95", WITHIN, "at most",
+                _percentile(large.hybrid, 95), unit="ms",
             ),
         ),
         figures={WAYS[way]: {"recall": one.recall, "mrr": one.reciprocal} for way, one in asked.items()}

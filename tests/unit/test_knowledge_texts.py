@@ -23,8 +23,9 @@ from cloister.knowledge.texts import MAX_WORDS, asked_words, set_apart, words_qu
         ("ｆｕｌｌ ﬁt", ['"full"', '"fit"']),
         ("", []),
         ("?!… — _", []),
-        ('" OR 1=1 --', ['"OR"', '"1"']),
-        ("NEAR(a b) NOT c*", ['"NEAR"', '"a"', '"b"', '"NOT"', '"c"']),
+        ('" OR 1=1 --', ['"1"']),
+        ("NEAR(b AND) NOT c*", ['"NEAR"', '"b"', '"c"']),
+        ("NOT OR AND", ['"NOT"', '"OR"', '"AND"']),
     ],
 )
 def test_a_question_asks_for_its_words(question: str, words: list[str]) -> None:

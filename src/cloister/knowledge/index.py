@@ -173,10 +173,9 @@ class Index:
             for collection in self._known(turn, collections):
                 near = self._signs_of(turn, collection).nearest(vector, wide)
                 ranked += turn.execute(
-                    "SELECT v.passage, 1.0 - vec_distance_cosine(v.vector, ?) AS cosine FROM json_each(?) near "
-                    "JOIN vectors v ON v.passage = near.value JOIN passages p ON p.id = v.passage "
-                    "JOIN documents d ON d.id = p.document WHERE d.collection = ? ORDER BY cosine DESC, v.passage LIMIT ?",
-                    (blob, json.dumps(near), collection, most),
+                    "SELECT passage, 1.0 - vec_distance_cosine(vector, ?) AS cosine FROM vectors "
+                    "WHERE passage IN (SELECT value FROM json_each(?)) ORDER BY cosine DESC, passage LIMIT ?",
+                    (blob, json.dumps(near), most),
                 ).fetchall()
         return _best(ranked, most)
 

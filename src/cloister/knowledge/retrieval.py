@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from cloister.knowledge.embedding import Embed
 from cloister.knowledge.index import Found, Index, Scored
+
+if TYPE_CHECKING:
+    from cloister.knowledge.embedding import Vectors
 
 Way = Literal["words", "vectors", "hybrid"]
 NEARNESS: Final = 0.7
@@ -40,13 +43,9 @@ class Retrieval:
         self, question: str, collections: Collection[str], *, most: int, way: Way = "hybrid"
     ) -> list[int]:
         """Passages of ``collections``, the best first."""
-        words, vectors = list[Scored](), list[Scored]()
         deep = most if way != "hybrid" else max(DEPTH, most)
-        if way != "vectors":
-            words = self.index.by_words(question, collections, deep)
-        if way != "words":
-            vectors = self.index.by_vector(self.embed([question])[0], collections, deep)
-        return joined([fused(words, vectors)])[:most]
+        rankings, _ = self._rankings([question], collections, deep, way)
+        return joined(rankings)[:most]
 
     def find(
         self, question: str, collections: Collection[str], *, most: int, way: Way = "hybrid"
@@ -56,21 +55,22 @@ class Retrieval:
 
     def hits(self, questions: Sequence[str], collections: Collection[str], *, most: int) -> list[Hit]:
         """By both ways, for a question in one or more wordings; the best first, with how near they are."""
-        vectors = self.embed(list(questions))
-        deep = max(DEPTH, most)
-        rankings = [
-            fused(
-                self.index.by_words(question, collections, deep),
-                self.index.by_vector(vector, collections, deep),
-            )
-            for question, vector in zip(questions, vectors, strict=True)
-        ]
+        rankings, vectors = self._rankings(questions, collections, max(DEPTH, most), "hybrid")
         best = joined(rankings)[:most]
         near: dict[int, float] = {}
         for vector in vectors:
             for passage, cosine in self.index.nearness(vector, best, collections).items():
                 near[passage] = max(cosine, near.get(passage, -1.0))
         return [Hit(one, near.get(one.id, -1.0)) for one in self.index.passages(best, collections)]
+
+    def _rankings(
+        self, questions: Sequence[str], collections: Collection[str], deep: int, way: Way
+    ) -> tuple[list[Ranking], Sequence[Vectors]]:
+        """Of each wording, and the wordings' vectors."""
+        vectors = self.embed(list(questions)) if way != "words" else []
+        near = [self.index.by_vector(one, collections, deep) for one in vectors] or [[] for _ in questions]
+        words = [self.index.by_words(one, collections, deep) if way != "vectors" else [] for one in questions]
+        return list(map(fused, words, near)), list(vectors)
 
 
 @dataclass(frozen=True, slots=True)

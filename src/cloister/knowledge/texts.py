@@ -19,9 +19,9 @@ SCORED: Final = 4000
 COMMON: Final = frozenset(
     re.findall(
         r"\w+",
-        "about an and any are as at be been but by can could did do does for from had has have how if in into is it its "
-        "may me might my of on our shall should so than that the their them then there these they this those to was we "
-        "were what when where which who whom whose why will with would you your",
+        "about an and any are as at be been being but by can could did do does for from had has have having how if in into "
+        "is it its may me might my no nor not of on or our shall should so some such than that the their them then there "
+        "these they this those to was we were what when where which who whom whose why will with would you your",
     )
 )
 """Words of English that nearly every passage has: looking for them takes most of the time, and tells nothing."""
