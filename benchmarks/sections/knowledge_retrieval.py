@@ -330,8 +330,9 @@ def _result(
         ),
         (
             (
-                f"{large.vectors:,}", _ms(large.by_vector, 50), _ms(large.by_vector, 95), _ms(large.retrieved, 50),
-                _ms(large.retrieved, 95), _ms(large.hybrid, 50), _ms(large.hybrid, 95), f"{large.agreement:.3f}", shown(size / 2**20, "MiB"), shown(large.memory, "MiB"),
+                f"{large.vectors:,}",
+                *(_ms(times, percent) for times in (large.by_vector, large.retrieved, large.hybrid) for percent in (50, 95)),
+                f"{large.agreement:.3f}", shown(size / 2**20, "MiB"), shown(large.memory, "MiB"),
             ),
         ),
         "Memory is this process's, with torch, the encoder, the database, "

@@ -67,10 +67,10 @@ class Retrieval:
         self, questions: Sequence[str], collections: Collection[str], deep: int, way: Way
     ) -> tuple[list[Ranking], Sequence[Vectors]]:
         """Of each wording, and the wordings' vectors."""
-        vectors = self.embed(list(questions)) if way != "words" else []
+        vectors: Sequence[Vectors] = list(self.embed(list(questions))) if way != "words" else []
         near = [self.index.by_vector(one, collections, deep) for one in vectors] or [[] for _ in questions]
         words = [self.index.by_words(one, collections, deep) if way != "vectors" else [] for one in questions]
-        return list(map(fused, words, near)), list(vectors)
+        return list(map(fused, words, near)), vectors
 
 
 @dataclass(frozen=True, slots=True)
