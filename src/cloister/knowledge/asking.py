@@ -20,6 +20,7 @@ from cloister.inference.rooms import Desk
 from cloister.knowledge.citations import Citation, citations
 from cloister.knowledge.prompt import NOT_THERE, REWRITTEN, Count, Message, alone, prompt
 from cloister.knowledge.requests import MAX_QUESTION, AnswerRequest
+from cloister.knowledge.reranking import body, favour, judged, reordered
 from cloister.knowledge.retrieval import Hit
 from cloister.knowledge.shelf import Library
 from cloister.knowledge.threads import Threads
@@ -65,6 +66,8 @@ class Answering:
     desk: Desk
     count: Count
     least_nearness: float
+    rerank: int
+    """Passages that the model puts in order before the best are taken; none for the order in which they were found."""
     threads: Threads
     """Of the room alone: what it does must not hold up who asks for evidence."""
 
@@ -91,8 +94,11 @@ class Answering:
         if request.history:
             standing = await self._standing(request, caller, usage)
             wordings = [standing, request.question] if standing else wordings
-        hits = await self.hits(wordings, collections, caller, most=request.passages)
+        hits = await self.hits(wordings, collections, caller, most=max(request.passages, self.rerank))
         near = [hit for hit in hits if hit.nearness >= self.least_nearness]
+        if self.rerank and len(near) > 1:
+            near = await self._reranked(wordings[0], near, caller, usage)
+        del near[request.passages :]
         if not near:
             yield Given((), wordings[0])
             yield Piece(NOT_THERE)
@@ -113,10 +119,12 @@ class Answering:
         )
         kept = {found.id for found in asked.given}
         yield Given(tuple(hit for hit in near if hit.found.id in kept), wordings[0])
-        body = _body(asked.messages, length, request)
+        wanted = _body(asked.messages, length, request)
         told: list[str] = []
         reason = "stop"
-        async with self.desk.generations.chunks("chat", body, tenant=caller.tenant, moment=moment) as chunks:
+        async with self.desk.generations.chunks(
+            "chat", wanted, tenant=caller.tenant, moment=moment
+        ) as chunks:
             async for chunk in chunks:
                 _add(usage, chunk.get("usage"))
                 for choice in chunk.get("choices", ()):
@@ -127,6 +135,28 @@ class Answering:
                     reason = choice.get("finish_reason") or reason
         text = "".join(told)
         yield End(NOT_THERE not in text, reason, citations(text, len(asked.given)), _summed(usage))
+
+    async def _reranked(
+        self, question: str, hits: list[Hit], caller: Caller, usage: dict[str, int]
+    ) -> list[Hit]:
+        """In the order of what the model says of each. Raises RequestRefused where it does not tell what is likely."""
+        fence = f"======{secrets.token_hex(8)}======"
+        favours: list[float | None] = []
+        for hit in hits:
+            messages = await self.threads.run(
+                judged, question, hit.found, fence=fence, count=self.count, context_length=self.desk.context_length,
+            )  # fmt: skip
+            said: float | None = None
+            if messages:
+                async with self.desk.generations.chunks(
+                    "chat", body(messages), tenant=caller.tenant
+                ) as chunks:
+                    async for chunk in chunks:
+                        _add(usage, chunk.get("usage"))
+                        for choice in chunk.get("choices", ()):
+                            said = favour(choice.get("logprobs")) if said is None else said
+            favours.append(said)
+        return reordered(hits, favours)
 
     async def _standing(self, request: AnswerRequest, caller: Caller, usage: dict[str, int]) -> str:
         """A follow-up as a question that stands alone, by the model; empty if it finds none."""
@@ -139,9 +169,9 @@ class Answering:
         )
         if not messages:
             return ""
-        body = {"messages": list(messages), "max_tokens": REWRITTEN, "temperature": 0.0}
-        async with self.desk.generations.chunks("chat", body, tenant=caller.tenant) as chunks:
-            found = await gathered(chunks, EngineRequest("chat", body, "knowledge"))
+        wanted = {"messages": list(messages), "max_tokens": REWRITTEN, "temperature": 0.0}
+        async with self.desk.generations.chunks("chat", wanted, tenant=caller.tenant) as chunks:
+            found = await gathered(chunks, EngineRequest("chat", wanted, "knowledge"))
         _add(usage, found["usage"])
         content = str(found["choices"][0]["message"]["content"] or "") if found["choices"] else ""
         return " ".join(content.split())[:MAX_QUESTION]

@@ -67,7 +67,9 @@ class _Endpoints:
         self._rules = rules
         self._desk = desk
         self._threads = Threads()
-        self._answering = Answering(library, desk, count, rules.least_nearness / 100, self._threads)
+        self._answering = Answering(
+            library, desk, count, rules.least_nearness / 100, rules.rerank, self._threads
+        )
         self._uploads = Uploads(clock)
         self._ingest = Ingest(library)
 

@@ -48,6 +48,8 @@ class Rules(Record, frozen=True, kw_only=True):
     """Where the broker has the key of the index."""
     least_nearness: Annotated[int, Meta(ge=0, le=100)] = USUAL_NEARNESS
     """Hundredths of a cosine: passages that are farther from a question do not answer it."""
+    rerank: Annotated[int, Meta(ge=0, le=32)] = 0
+    """Passages that the served model puts in order before the best answer; none, since it reads each of them for it."""
     users: Annotated[dict[str, str], Meta(max_length=MAX_USERS)]
     """SHA-256 of each user's API key, 64 lower-case hexadecimal digits."""
     collections: Annotated[dict[str, Rights], Meta(max_length=MAX_COLLECTIONS)]
@@ -157,6 +159,7 @@ def _checked(rules: Rules, users: Mapping[str, str], collections: Mapping[str, R
     found = Rules(
         index_key=rules.index_key,
         least_nearness=rules.least_nearness,
+        rerank=rules.rerank,
         users=dict(sorted(users.items())),
         collections=dict(sorted(collections.items())),
     )

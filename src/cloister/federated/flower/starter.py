@@ -69,16 +69,15 @@ def main() -> None:
         programs[sys.argv[0]]()
     except SystemExit as ended:
         leave.code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
-        leave.code = 1
-        raise
+    else:
+        leave.code = 0
 
 
 class _Leave:
     """Ends a child when all that wanted to has been called: to take Flower apart would take longer than what it did."""
 
     def __init__(self) -> None:
-        self.code = 0
+        self.code = 1
 
     def __call__(self) -> None:
         with suppress(OSError, ValueError):
