@@ -20,7 +20,7 @@ from cloister.federated.flower.launcher import HEAD, MOST, SOCKET, Started, ask
 from cloister.federated.flower.programs import Programs
 from federation_site import alive, children
 
-WAIT = 10.0
+WAIT = 30.0
 
 
 @pytest.fixture(scope="module")
