@@ -64,9 +64,14 @@ class Shown:
         if self._as_json:
             typer.echo(json.dumps(facts))
             return
-        more = facts.get("why") or (f"{facts['passages']} passages" if facts.get("passages") else "")
+        more = facts.get("why") or _counted(facts.get("passages"))
         self._progress.console.print(
             f"{facts['document']}: {facts['what']}{f' ({more})' if more else ''}",
             markup=False,
             soft_wrap=True,
         )
+
+
+def _counted(passages: object) -> str:
+    """So many, as people say it; of none nothing."""
+    return f"{passages} passage{'' if passages == 1 else 's'}" if passages else ""

@@ -107,7 +107,9 @@ KnowledgeOption = Annotated[
 EncoderOption = Annotated[
     Path | None,
     typer.Option(
-        "--encoder", help="What computes the documents' vectors; by default all-MiniLM-L6-v2 of its package."
+        "--encoder",
+        help="What computes the documents' vectors: a Hugging Face directory or a GGUF file of an embedding model; "
+        "by default all-MiniLM-L6-v2 of its package.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -67,6 +67,8 @@ class GgufHeader:
     """Numbers in one hidden state, and so in one embedding."""
     chat_template: str | None
     """Jinja source of how messages become one text."""
+    pooling: int | None = None
+    """How an embedding model makes one vector of its tokens' (llama.cpp's number: 1 mean, 2 first, 3 last)."""
     heads: int | None = None
     kv_heads: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
@@ -114,6 +116,7 @@ def read_gguf_header(descriptor: int, *, what: str) -> GgufHeader:
     context = values.get(f"{architecture}.context_length")
     embedding = values.get(f"{architecture}.embedding_length")
     template = values.get("tokenizer.chat_template")
+    pooling = values.get(f"{architecture}.pooling_type")
     heads = values.get(f"{architecture}.attention.head_count")
     kv_heads = values.get(f"{architecture}.attention.head_count_kv")
     return GgufHeader(
@@ -122,6 +125,7 @@ def read_gguf_header(descriptor: int, *, what: str) -> GgufHeader:
         trained_context=context if isinstance(context, int) else None,
         embedding_length=embedding if isinstance(embedding, int) else None,
         chat_template=template if isinstance(template, str) else None,
+        pooling=pooling if isinstance(pooling, int) else None,
         heads=heads if isinstance(heads, int) else None,
         kv_heads=kv_heads if isinstance(kv_heads, int) else None,
         shapes=shapes,

@@ -6,13 +6,16 @@ its tokenizer is of a kind that is not known here, a text counts as its bytes, w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from cloister.errors import InferenceError
 from cloister.inference.model_files import ModelFiles
 
 Count = Callable[[str], int]
+_NORMAL: Final = 1
+"""GGUF's sort of a token that is part of texts."""
+_BEGINS: Final = "\u2581"
 
 
 def counter_of(files: ModelFiles | None) -> Count:
@@ -29,8 +32,11 @@ def _backend(files: ModelFiles) -> Any:
         from cloister.inference.engines.openvino_gguf import GgufModel  # noqa: PLC0415 -- numpy
         from cloister.inference.engines.openvino_vocabulary import tokenizer_of_keys  # noqa: PLC0415 -- tokenizers
 
+        keys = GgufModel(files.main, what=files.main_name).keys
         try:
-            return tokenizer_of_keys(GgufModel(files.main, what=files.main_name).keys)
+            return (
+                _word_pieces(keys) if keys.get("tokenizer.ggml.model") == "bert" else tokenizer_of_keys(keys)
+            )
         except InferenceError:
             return None
     if "tokenizer.json" not in files.descriptors:
@@ -44,3 +50,22 @@ def _backend(files: ModelFiles) -> Any:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def _word_pieces(keys: Mapping[str, Any]) -> Any:
+    """The tokenizer of an encoder of the BERT family, as llama.cpp reads it: lower case, without accents."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers  # noqa: PLC0415 -- native code
+
+    tokens, types = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, list) or not isinstance(types, list) or len(types) != len(tokens):
+        raise InferenceError("the model has no tokenizer", todo="convert it anew, with its tokenizer")
+    numbers: dict[str, int] = {}
+    for number, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        text = token.decode(errors="replace")
+        if kind == _NORMAL:  # in the file what begins a word has a mark, and not what continues one
+            text = text[1:] if text.startswith(_BEGINS) else f"##{text}"
+        numbers[text] = number
+    made = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))  # noqa: S106 -- no password
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return made

@@ -32,6 +32,25 @@ class Embed(Protocol):
         """(texts, dimensions); ``told`` hears how many more are done."""
 
 
+class TextEncoder(Embed, Protocol):
+    """Computes vectors by a model that an index is made with."""
+
+    @property
+    def name(self) -> str:
+        """Of the model: vectors of another one are not compared with these."""
+
+    @property
+    def dimensions(self) -> int: ...
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text that it reads, its own marks left out; what is longer is cut."""
+
+    @property
+    def count(self) -> Callable[[str], int]:
+        """Tokens of a text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoder:
     """One model. Threads may share it."""

@@ -66,7 +66,8 @@ def open_room(
     Raises UsageError, KnowledgeError, and what the key source, the broker and sealing raise.
     """
     from cloister.broker.client import BrokerKeys  # noqa: PLC0415 -- only where there is one
-    from cloister.knowledge.embedding import Encoder  # noqa: PLC0415 -- torch
+    from cloister.knowledge.embedding import Encoder, TextEncoder  # noqa: PLC0415 -- torch
+    from cloister.knowledge.engine_embedding import EngineEncoder  # noqa: PLC0415 -- llama.cpp
     from cloister.knowledge.index import Index  # noqa: PLC0415 -- as above
     from cloister.knowledge.kept import KeptIndex  # noqa: PLC0415
     from cloister.knowledge.room import knowledge_room  # noqa: PLC0415
@@ -78,13 +79,22 @@ def open_room(
         raise UsageError(
             "the index of documents needs a key", todo="pass --broker with --broker-policy, or --key-file"
         )
-    if encoder.kind != "huggingface":
-        raise UsageError("the encoder is no Hugging Face directory", todo="name another with --encoder")
+    if encoder.kind not in ("huggingface", "gguf"):
+        raise UsageError(
+            "the encoder is no Hugging Face directory and no GGUF file", todo="name another with --encoder"
+        )
     opened = encoder.open(keys)
+    found: TextEncoder
     try:
         # Also of an encoder: its vectors of an index are of no use to another one.
-        with opened.files, opened.files.folder() as folder:
-            found = Encoder.open(folder, name=encoder.digest.hex())
+        name = encoder.digest.hex()
+        with opened.files:
+            if encoder.kind == "gguf":
+                found = EngineEncoder.open(opened.files, name=name)
+                undo.callback(found.close)
+            else:
+                with opened.files.folder() as folder:
+                    found = Encoder.open(folder, name=name)
         opened.confirm()
     finally:
         opened.discard()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from cloister.errors import DocumentRefused
-from cloister.knowledge.embedding import Encoder
+from cloister.knowledge.embedding import TextEncoder
 from cloister.knowledge.index import Document, Found, Index
 from cloister.knowledge.passages import cut
 from cloister.knowledge.reader import Read, read_document
@@ -50,7 +50,7 @@ class Library:
     def __init__(
         self,
         index: Index,
-        encoder: Encoder,
+        encoder: TextEncoder,
         *,
         read: Callable[[str, bytes], Read] = read_document,
         now: Callable[[], int] = lambda: int(time.time()),

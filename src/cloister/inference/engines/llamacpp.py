@@ -112,11 +112,12 @@ class LlamaCppEngine:
             slots=settings.slots,
             threads=settings.threads or default_threads(),
             embedding=embedding,
+            pooling=header.pooling,
             kv_cache=settings.kv_cache,
         )
         quicken(params, settings.speculation, checked_draft(model, settings.draft))
         with added(params, settings.adapter, header):
-            server = start(params, what)
+            server = start(params, what, embeds=embedding and header.pooling is not None)
         return cls(
             server,
             settings,

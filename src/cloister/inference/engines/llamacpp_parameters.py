@@ -58,9 +58,12 @@ def server_parameters(
     slots: int,
     threads: int,
     embedding: bool,
+    pooling: int | None = None,
     kv_cache: KvCache = "f16",
 ) -> Any:
     """The settings of llama.cpp's server (``xllamacpp.CommonParams``), all but where it listens.
+
+    ``pooling`` is what the model says of its embeddings; these are the mean of the last states where it says nothing.
 
     Public so that a benchmark can run the same server on a port of its own and compare.
     """
@@ -85,7 +88,9 @@ def server_parameters(
     params.n_batch = params.n_ubatch = batch
     params.embedding = embedding
     if embedding:
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        kinds = xllamacpp.llama_pooling_type
+        own = {2: kinds.LLAMA_POOLING_TYPE_CLS, 3: kinds.LLAMA_POOLING_TYPE_LAST}
+        params.pooling_type = own.get(pooling or 0, kinds.LLAMA_POOLING_TYPE_MEAN)
     if kv_cache != "f16":
         params.cache_type_k = params.cache_type_v = getattr(
             xllamacpp.ggml_type, f"GGML_TYPE_{kv_cache.upper()}"

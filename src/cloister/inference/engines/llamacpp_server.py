@@ -41,7 +41,7 @@ def added(params: Any, adapter: LoraAdapter | None, header: GgufHeader) -> Itera
         os.close(descriptor)
 
 
-def start(params: Any, what: str) -> Any:
+def start(params: Any, what: str, *, embeds: bool = False) -> Any:
     """A running ``xllamacpp.Server`` that has computed once. Raises InferenceError that names ``what``."""
     import xllamacpp  # noqa: PLC0415 -- as above
 
@@ -67,15 +67,20 @@ def start(params: Any, what: str) -> Any:
             socket.unlink()
     if not listening.startswith("unix://"):
         raise InferenceError(f"llama.cpp listens on {listening}, which it must not")
-    _compute_once(server, what)
+    _compute_once(server, what, embeds=embeds)
     return server
 
 
-def _compute_once(server: Any, what: str) -> None:
+def _compute_once(server: Any, what: str, *, embeds: bool) -> None:
     # One token shows that the model computes. It also waits for the engine's loop: the server is handed out before
     # that runs, and one that is closed in between never ends.
-    answer = call(lambda: server.handle_completions({"prompt": "a", "max_tokens": 1, "cache_prompt": False}))
-    if not isinstance(answer, Mapping) or "choices" not in answer:
+    if embeds:  # such a model may have nothing that says a next token
+        answer = call(lambda: server.handle_embeddings({"input": ["a"]}))
+    else:
+        answer = call(
+            lambda: server.handle_completions({"prompt": "a", "max_tokens": 1, "cache_prompt": False})
+        )
+    if not isinstance(answer, Mapping) or ("data" if embeds else "choices") not in answer:
         raise InferenceError(f"llama.cpp loads {what}, but does not compute with it")
 
 
