@@ -198,6 +198,10 @@ def test_the_model_puts_passages_in_order_where_the_rules_say_so(library: Librar
     assert found["An infection"] == "An infection."
     plain = ask(library, "bob", "POST", "/v1/knowledge/answer", engine=Judge(), json=question).json()
     assert found["nothing of it"] == plain["passages"][0]["text"]  # as they were found
+    engine = Judge()
+    few, many = msgspec.structs.replace(rules, rerank=2), question | {"passages": 3}
+    ask(library, "bob", "POST", "/v1/knowledge/answer", engine=engine, rules=few, json=many)
+    assert sum("logprobs" in one for one in engine.asked) == 2  # and no more, however many are wanted
 
 
 def test_a_receipt_commits_to_the_passages_that_an_answer_was_given(library: Library) -> None:

@@ -97,7 +97,7 @@ class Answering:
         hits = await self.hits(wordings, collections, caller, most=max(request.passages, self.rerank))
         near = [hit for hit in hits if hit.nearness >= self.least_nearness]
         if self.rerank and len(near) > 1:
-            near = await self._reranked(wordings[0], near, caller, usage)
+            near[: self.rerank] = await self._reranked(wordings[0], near[: self.rerank], caller, usage)
         del near[request.passages :]
         if not near:
             yield Given((), wordings[0])

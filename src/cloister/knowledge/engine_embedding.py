@@ -37,13 +37,14 @@ class EngineEncoder:
     @classmethod
     def open(cls, files: ModelFiles, *, name: str, threads: int | None = None) -> EngineEncoder:
         """``files`` may be closed afterwards. Raises UsageError, InferenceError."""
+        count = counter_of(files)
         engine = open_engine(
             "llamacpp", files, EngineSettings(context_length=LENGTH, slots=1, threads=threads)
         )
         if engine.embedding_length is None:
             engine.close()
             raise UsageError("the encoder makes no vectors", todo="name an embedding model with --encoder")
-        return cls(name, engine.embedding_length, engine.context_length - MARKS, counter_of(files), engine)
+        return cls(name, engine.embedding_length, engine.context_length - MARKS, count, engine)
 
     def close(self) -> None:
         self._engine.close()
