@@ -63,7 +63,7 @@ say "installing Python packages ($lane) into $venv; minutes the first time on a 
 if [ "$lane" != demo ]; then
   # Exactly this build of torch, before anything that could pull another.
   "$venv/bin/python" -m pip install -q "torch==2.13.0" numpy
-  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,broker,run,postgres,hsm,kmip,vault,aws,azure,gcp,httpx,nvidia,train,torch,openvino,optimize,federated,knowledge]' --group dev
+  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,broker,run,postgres,hsm,kmip,vault,aws,azure,gcp,httpx,nvidia,train,torch,openvino,optimize,federated,knowledge,pgvector]' --group dev
   if ! { command -v node && command -v npm; } >/dev/null && ! apt_install nodejs npm; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ def require_postgres() -> Path:
 class Postgres:
     """One server. ``start`` and ``stop`` are its power."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, programs: Path | None = None) -> None:
         self.directory = directory
-        self._programs = require_postgres()
+        self._programs = programs or require_postgres()
         self._user = None if os.geteuid() else _unprivileged()  # PostgreSQL refuses to be run by root
         directory.mkdir(parents=True)
         if self._user is not None:
@@ -54,9 +54,29 @@ class Postgres:
             *("-D", str(directory / "data")),
         )
 
+        self.port = 5432
+        """Of the socket's name, and where it listens if it listens anywhere."""
+        self._settings = {"listen_addresses": "''", "fsync": "off", "max_connections": "200"}
+
+    def write(self, name: str, content: bytes) -> None:
+        """A file among its data that only its user reads."""
+        path = self.directory / "data" / name
+        path.write_bytes(content)
+        path.chmod(0o600)
+        if self._user is not None:
+            os.chown(path, self._user, -1)
+
+    def listen(self, port: int, **settings: str) -> None:
+        """Start again, with ``settings``, on a port of this machine."""
+        self.stop()
+        self.port = port
+        self._settings |= {"listen_addresses": "127.0.0.1", **settings}
+        self.start()
+
     def start(self) -> None:
         # A killed server loses nothing that the operating system has, so there is no sync to wait for.
-        options = f"-c listen_addresses='' -k {self.directory} -c fsync=off -c max_connections=200"
+        settings = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
+        options = f"-k {self.directory} -p {self.port} {settings}"
         self._run(
             *("pg_ctl", "start", "-w", "-t", "60", "-D", str(self.directory / "data")),
             *("-l", str(self.directory / "log"), "-o", options),
@@ -81,6 +101,7 @@ class Postgres:
         with contextlib.closing(
             psycopg.connect(
                 host=str(self.directory),
+                port=self.port,
                 user=USER,
                 dbname=database,
                 autocommit=autocommit,
@@ -114,13 +135,13 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres_server() -> Iterator[Postgres]:
-    """A running server."""
-    require_postgres()
+def postgres_server(install: Callable[[Path], Path] | None = None) -> Iterator[Postgres]:
+    """A running server. ``install`` puts another than the distribution's below a folder, and says where its programs are."""
     # A Unix socket's path has at most 107 bytes, so pytest's own directories are too deep.
     with tempfile.TemporaryDirectory(prefix="pg-") as root:
         Path(root).chmod(0o711)  # the server's user has to get through
-        server = Postgres(Path(root) / "server")
+        programs = require_postgres() if install is None else install(Path(root))
+        server = Postgres(Path(root) / "server", programs)
         server.start()
         try:
             yield server

@@ -33,9 +33,10 @@ from benchmarks.report import Aim, Bar, Chart, Result, Table, shown
 from benchmarks.sections import Options, about
 from benchmarks.sides import ROOT
 from cloister.knowledge.embedding import Encoder
-from cloister.knowledge.index import Document, Index
+from cloister.knowledge.index import Index
 from cloister.knowledge.passages import Block, Passage, cut
 from cloister.knowledge.retrieval import Retrieval, Way
+from cloister.knowledge.store import Document
 
 if TYPE_CHECKING:
     from cloister.knowledge.embedding import Vectors

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from cloister.broker.wire import TreeVersion
 from cloister.errors import CloisterError, KnowledgeError, NetworkError, RolledBack, Superseded
-from cloister.knowledge.index import Document, Index
+from cloister.knowledge.index import Index
 from cloister.knowledge.kept import _RUN, KeptIndex, _runs
 from cloister.knowledge.passages import Passage
+from cloister.knowledge.store import Document
 from cloister.workload.tree_record import TreeRecord
 
 KEY, URI = b"k" * 32, "kbs:///default/knowledge/index"

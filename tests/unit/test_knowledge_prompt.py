@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from cloister.inference.api_errors import RequestRefused
 from cloister.knowledge.citations import address, citations
-from cloister.knowledge.index import Found
 from cloister.knowledge.passages import Passage
 from cloister.knowledge.prompt import Prompt, alone, harmless, prompt, recent, shortened
 from cloister.knowledge.requests import Turn
+from cloister.knowledge.store import Found
 
 FENCE = "======0123456789abcdef======"
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from cloister.inference.demo_model import demo_model
 from cloister.inference.engines import EngineSettings, open_engine
 from cloister.inference.model_files import ModelFiles
-from cloister.knowledge.index import Found
 from cloister.knowledge.passages import Passage
 from cloister.knowledge.reranking import TOP, body, favour, judged, reordered
 from cloister.knowledge.retrieval import Hit
+from cloister.knowledge.store import Found
 
 FENCE = "======0123======"
 

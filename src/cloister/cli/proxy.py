@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cloister.cli.address import host_and_port
 from cloister.cli.service_options import ManifestOption, PolicyOption, ServiceKeyOption, UrlArgument
 from cloister.errors import UsageError
 
@@ -69,7 +70,7 @@ def command(
     service_key = read_api_key(service_key_file) if service_key_file else None
     if unix is not None and (listen != LISTEN or key_file is not None):
         raise UsageError("--unix excludes --listen and --key-file", todo="the file's rights say who may ask")
-    host, port = parse_listen(listen)
+    host, port = host_and_port(listen, option="--listen", example=LISTEN)
     address = require_loopback(host)
     origin, verification = prepare(url, policy, manifest=manifest, allow_classical_kem=allow_classical_kem)
     own = None if unix else key_file or own_key_path(os.environ, Path.home())
@@ -116,15 +117,6 @@ def verified(
     limits = httpx2.Limits(max_connections=2 * MAX_REQUESTS, max_keepalive_connections=MAX_REQUESTS)
     outer = httpx2.AsyncHTTPTransport(verify=origin.scheme == "https", limits=limits)
     return AsyncSealedTransport(origin, verification, outer, receipts=receipts)
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port. Raises :class:`UsageError`."""
-    host, _, number = text.rpartition(":")
-    port = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else -1
-    if not host or not 0 <= port <= 65535:
-        raise UsageError(f"--listen {text[:64]!r} is no HOST:PORT", todo=f"for example {LISTEN}")
-    return host.removeprefix("[").removesuffix("]"), port
 
 
 def _explain(url: str, own: Path | None, *, as_json: bool) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloister.cli.serve_knowledge import (
+    KnowledgeIndexOption,
+    KnowledgeServerOption,
+    check_knowledge,
+    room,
+    server_address,
+    sources,
+)
 from cloister.cli.serve_options import (
     AdapterFolderOption,
     AdapterOption,
@@ -45,10 +52,7 @@ from cloister.cli.serving import (
 from cloister.errors import UsageError
 
 if TYPE_CHECKING:
-    from cloister.cli.serve_options import AskedKnowledge
-    from cloister.inference.rooms import OpenRoom
-    from cloister.inference.token_count import Count
-    from cloister.sealing import KeySource
+    pass
 
 
 def command(
@@ -74,14 +78,8 @@ def command(
     api_keys: ApiKeysOption = None,
     no_api_keys: NoApiKeysOption = False,
     knowledge: KnowledgeOption = None,
-    knowledge_index: Annotated[
-        Path | None,
-        typer.Option(
-            "--knowledge-index",
-            metavar="DIR",
-            help="Sealed tree that keeps the documents' index; made where there is none.",
-        ),
-    ] = None,
+    knowledge_index: KnowledgeIndexOption = None,
+    knowledge_server: KnowledgeServerOption = None,
     encoder: EncoderOption = None,
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
@@ -105,13 +103,11 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Serve MODEL to attested, sealed requests only."""
-    from cloister.appraisal.policy import read_policy
     from cloister.broker.client import BrokerKeys
     from cloister.cli.serving import open_tee, run_server, take_port
     from cloister.inference.api_keys import ApiKeys
     from cloister.inference.configuration import serving_events
     from cloister.inference.workload import start
-    from cloister.sealing.key_file import KeyFile
 
     if broker and key_file:
         raise UsageError("--broker and --key-file exclude each other", todo="name one source of keys")
@@ -119,7 +115,7 @@ def command(
         raise UsageError(
             "--broker and --broker-policy go together", todo="a broker is verified before it is asked"
         )
-    _check_knowledge(knowledge, knowledge_index)
+    check_knowledge(knowledge, knowledge_index, knowledge_server)
     machine = open_tee(
         simulated_tee,
         asked=tee,
@@ -156,18 +152,23 @@ def command(
             encoder=encoder,
         )
     )
+    address = server_address(asked.knowledge, knowledge_server, broker)
     accepted = ApiKeys.read(api_keys) if api_keys else None
     if asked.knowledge is not None:
         users = [bytes.fromhex(digest) for digest in asked.knowledge.rules.users.values()]
         accepted = ApiKeys.of_digests(users) if accepted is None else accepted.with_digests(users)
     listener = take_port(host, port)
     attester = machine.launch(serving_events(asked.configuration, asked.model_index))
-    keys: KeySource | None = None
-    if broker and broker_policy:
-        policy = read_policy(broker_policy)
-        keys = BrokerKeys(broker, policy=policy, attester=attester, tee=machine.kind, devices=machine.devices)
-    elif key_file:
-        keys = KeyFile.load(key_file)
+    keys, documents = sources(
+        asked.knowledge,
+        machine,
+        attester,
+        broker=broker,
+        broker_policy=broker_policy,
+        key_file=key_file,
+        index=knowledge_index,
+        address=address,
+    )
 
     def progress(step: str, fact: str) -> None:
         typer.echo(f"{step}: {fact}", err=True)
@@ -187,8 +188,8 @@ def command(
             progress=progress,
             manifest=None if manifest is None else shown_manifest(manifest),
             room=None
-            if asked.knowledge is None or knowledge_index is None
-            else _room(asked.knowledge, knowledge_index, keys, progress),
+            if asked.knowledge is None or documents is None
+            else room(asked.knowledge, documents, keys, progress),
         )
     except BaseException:
         if isinstance(keys, BrokerKeys):
@@ -202,29 +203,6 @@ def command(
         workload.close()
         if isinstance(keys, BrokerKeys):
             keys.close()  # with documents, each version of their index was recorded there
-
-
-def _check_knowledge(rules: Path | None, index: Path | None) -> None:
-    """Raise :class:`UsageError` for documents that cannot be served here, before anything is opened."""
-    from cloister.knowledge.opening import require_installed
-
-    if (rules is None) != (index is None):
-        raise UsageError(
-            "--knowledge and --knowledge-index go together",
-            todo="name the folder that keeps the documents' index",
-        )
-    if rules is not None:
-        require_installed()
-
-
-def _room(
-    asked: AskedKnowledge, index: Path, keys: KeySource | None, progress: Callable[[str, str], None]
-) -> Callable[[Count, ExitStack], OpenRoom]:
-    from cloister.knowledge.opening import open_room
-
-    return lambda count, undo: open_room(
-        asked.rules, encoder=asked.encoder, index=index, keys=keys, count=count, undo=undo, progress=progress
-    )
 
 
 def shown_manifest(path: Path) -> Callable[[], bytes | None]:

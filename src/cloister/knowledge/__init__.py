@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 from cloister.knowledge.embedding import Encoder
-from cloister.knowledge.index import Document, Found, Index
+from cloister.knowledge.index import Index
 from cloister.knowledge.passages import Passage
 from cloister.knowledge.shelf import Added, Library, Removed
+from cloister.knowledge.store import Document, Found
 
 __all__ = ["Added", "Document", "Encoder", "Found", "Index", "Library", "Passage", "Removed"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from cloister.knowledge.index import Found
+from cloister.knowledge.store import Found
 
 MAXCITED: Final = 256
 CITED: Final = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")

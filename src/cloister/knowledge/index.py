@@ -12,56 +12,22 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from cloister.errors import UsageError
 from cloister.knowledge.database import Database
 from cloister.knowledge.passages import Passage
 from cloister.knowledge.schema import collection_number, prepare
-from cloister.knowledge.texts import asked_words, set_apart, words_query
+from cloister.knowledge.store import Document, Found, Scored, best, bounded, check_added, check_asked
+from cloister.knowledge.texts import HEADING, asked_words, set_apart, words_query
 
 if TYPE_CHECKING:
     from cloister.knowledge.embedding import Vectors
     from cloister.knowledge.nearest import Signs
 
-HEADING: Final = 4.0
-"""Times as much as in the text a word counts in title and headings."""
 COARSE: Final = 8
 """Times as many candidates are taken by their signs as are ranked by their vectors, and :data:`CANDIDATES` at least."""
 CANDIDATES: Final = 200
-MAX_FOUND: Final = 1000
-MAX_NAME: Final = 1024
-Scored = tuple[int, float]
-"""A passage, and how well it answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """What is known of a document beside its passages."""
-
-    collection: str
-    name: str
-    title: str
-    digest: bytes
-    """SHA-256 of its content as it came."""
-    passages: int
-    added: int
-    """Unix seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A passage with its place."""
-
-    id: int
-    collection: str
-    document: str
-    title: str
-    number: int
-    """Within its document, from 1."""
-    passage: Passage
 
 
 class Index:
@@ -100,12 +66,7 @@ class Index:
 
         ``vectors`` is (passages, dimensions).
         """
-        import numpy as np  # noqa: PLC0415 -- of the room alone
-
-        _check_name(document.collection)
-        _check_name(document.name)
-        if vectors.shape != (len(passages), self.dimensions) or not np.isfinite(vectors).all():
-            raise UsageError(f"{len(passages)} passages came with vectors of the shape {vectors.shape}")
+        check_added(document, passages, vectors, self.dimensions)
         with self._changing() as turn:
             if self._digest(turn, document.collection, document.name) == document.digest:
                 return False
@@ -145,7 +106,7 @@ class Index:
 
     def by_words(self, question: str, collections: Collection[str], most: int) -> list[Scored]:
         """Passages with words of ``question``, by BM25, the best first; a word in title or headings counts four times."""
-        words, ranked = asked_words(question), list[Scored]()
+        words, ranked, most = asked_words(question), list[Scored](), bounded(most)
         with self._database.turn() as turn:
             for collection in self._known(turn, collections):
                 own = f"words_{collection}"
@@ -156,18 +117,17 @@ class Index:
                 if query := words_query(counts):
                     ranked += turn.execute(
                         f"SELECT rowid, -bm25({own}, {HEADING}, 1.0) AS score {matching} ORDER BY score DESC, rowid LIMIT ?",
-                        (query, _bounded(most)),
+                        (query, most),
                     ).fetchall()
-        return _best(ranked, most)
+        return best(ranked, most)
 
     def by_vector(self, vector: Vectors, collections: Collection[str], most: int) -> list[Scored]:
         """Passages whose vectors are nearest to ``vector`` (dimensions,), with their cosines, the nearest first.
 
         Their signs choose :data:`COARSE` times as many, their cosines rank these.
         """
-        if vector.shape != (self.dimensions,):
-            raise UsageError(f"a vector of this index has {self.dimensions} numbers, and not {vector.shape}")
-        blob, wide = vector.astype("<f4").tobytes(), min(4096, max(CANDIDATES, COARSE * _bounded(most)))
+        check_asked(vector, self.dimensions)
+        blob, wide = vector.astype("<f4").tobytes(), min(4096, max(CANDIDATES, COARSE * bounded(most)))
         ranked: list[Scored] = []
         with self._database.turn() as turn:
             for collection in self._known(turn, collections):
@@ -177,7 +137,7 @@ class Index:
                     "WHERE passage IN (SELECT value FROM json_each(?)) ORDER BY cosine DESC, passage LIMIT ?",
                     (blob, json.dumps(near), most),
                 ).fetchall()
-        return _best(ranked, most)
+        return best(ranked, most)
 
     def nearness(self, vector: Vectors, ids: Sequence[int], collections: Collection[str]) -> dict[int, float]:
         """The cosine between ``vector`` (dimensions,) and each of ``ids`` that is in ``collections``."""
@@ -301,19 +261,3 @@ class Index:
             (json.dumps(sorted(collections)),),
         ).fetchall()
         return [row[0] for row in rows]
-
-
-def _check_name(name: str) -> None:
-    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise UsageError(f"a name has 1 to {MAX_NAME} characters that print")
-
-
-def _best(ranked: list[Scored], most: int) -> list[Scored]:
-    """The best of several collections."""
-    return sorted(ranked, key=lambda one: (-one[1], one[0]))[:most]
-
-
-def _bounded(most: int) -> int:
-    if not 1 <= most <= MAX_FOUND:
-        raise UsageError(f"1 to {MAX_FOUND} passages can be asked for, and not {most}")
-    return most

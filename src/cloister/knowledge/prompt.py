@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from cloister.inference.api_errors import RequestRefused
 from cloister.knowledge.citations import CITED
-from cloister.knowledge.index import Found
 from cloister.knowledge.requests import Turn
+from cloister.knowledge.store import Found
 
 Count = Callable[[str], int]
 Message = dict[str, Any]

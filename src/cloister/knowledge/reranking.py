@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cloister.knowledge.index import Found
 from cloister.knowledge.prompt import FRAME, TURN, Count, Message, passage_text, shortened
 from cloister.knowledge.retrieval import Hit
+from cloister.knowledge.store import Found
 
 TOP: Final = 20
 """Likeliest tokens that an engine is asked for."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from cloister.knowledge.embedding import Embed
-from cloister.knowledge.index import Found, Index, Scored
+from cloister.knowledge.store import Found, Scored, Store
 
 if TYPE_CHECKING:
     from cloister.knowledge.embedding import Vectors
@@ -36,7 +36,7 @@ class Hit:
 class Retrieval:
     """Questions to one index."""
 
-    index: Index
+    index: Store
     embed: Embed
 
     def ids(

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from msgspec import Meta
+from msgspec import Meta, structs
 
+from cloister.broker.mesh_request import dns_name
 from cloister.encoding import Record, decode_json, encode_json, labelled_hash
 from cloister.errors import FormatError, UsageError
 from cloister.sealing.uri import parse_key_uri
@@ -40,6 +41,25 @@ class Rights(Record, frozen=True, kw_only=True):
     """Users who may add and remove documents; they may ask as well."""
 
 
+class Server(Record, frozen=True, kw_only=True):
+    """Another workload of the mesh, which keeps the documents in place of the index in memory."""
+
+    kind: str = "pgvector"
+    """The plugin that speaks to it (:mod:`cloister.knowledge.stores`)."""
+    application: str
+    """As the owners' manifest names it."""
+    workload: str
+    """Who the server must be."""
+    own: str
+    """Who this service is in that manifest, and its user's name to the server."""
+    database: str = "documents"
+
+    @property
+    def name(self) -> str:
+        """What its certificate has to show. Raises CsrRefused."""
+        return dns_name(self.workload, self.application)
+
+
 class Rules(Record, frozen=True, kw_only=True):
     """What is measured."""
 
@@ -50,6 +70,8 @@ class Rules(Record, frozen=True, kw_only=True):
     """Hundredths of a cosine: passages that are farther from a question do not answer it."""
     rerank: Annotated[int, Meta(ge=0, le=32)] = 0
     """Passages that the served model puts in order before the best answer; none, since it reads each of them for it."""
+    server: Server | None = None
+    """Who keeps the documents, if this service does not."""
     users: Annotated[dict[str, str], Meta(max_length=MAX_USERS)]
     """SHA-256 of each user's API key, 64 lower-case hexadecimal digits."""
     collections: Annotated[dict[str, Rights], Meta(max_length=MAX_COLLECTIONS)]
@@ -89,6 +111,8 @@ def parse_rules(data: bytes) -> Rules:
 def check_rules(rules: Rules) -> None:
     """Raise :class:`UsageError` for rules that name what is not there, or one key twice."""
     parse_key_uri(rules.index_key)
+    if rules.server is not None:
+        check_server(rules.server)
     for what, names in (("user", rules.users), ("collection", rules.collections)):
         for name in names:
             check_name(name, what=what)
@@ -105,6 +129,17 @@ def check_rules(rules: Rules) -> None:
         for users in (rights.readers, rights.writers):
             if len(set(users)) != len(users):
                 raise UsageError(f"the collection {name} names a user twice")
+
+
+def check_server(server: Server) -> None:
+    """Raise :class:`UsageError` for a server that cannot be in a mesh."""
+    for what, name in (("kind of server", server.kind), ("database", server.database)):
+        check_name(name, what=what)
+    try:
+        for workload in (server.workload, server.own):
+            dns_name(workload, server.application)
+    except FormatError as error:
+        raise UsageError(error.what, todo=error.todo) from None
 
 
 def check_name(name: str, *, what: str) -> None:
@@ -156,12 +191,8 @@ def _with(users: tuple[str, ...], name: str, wanted: bool) -> tuple[str, ...]:
 
 
 def _checked(rules: Rules, users: Mapping[str, str], collections: Mapping[str, Rights]) -> Rules:
-    found = Rules(
-        index_key=rules.index_key,
-        least_nearness=rules.least_nearness,
-        rerank=rules.rerank,
-        users=dict(sorted(users.items())),
-        collections=dict(sorted(collections.items())),
+    found = structs.replace(
+        rules, users=dict(sorted(users.items())), collections=dict(sorted(collections.items()))
     )
     check_rules(found)
     return found

@@ -20,11 +20,13 @@ CREATE TABLE passages (
 ) STRICT;
 CREATE TABLE vectors (passage INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 """
+TOKENIZER: Final = "porter unicode61 remove_diacritics 2"
+"""Of FTS5."""
 _WORDS: Final = """
-CREATE VIRTUAL TABLE words_{0} USING fts5 (heading, text, tokenize='porter unicode61 remove_diacritics 2');
+CREATE VIRTUAL TABLE words_{0} USING fts5 (heading, text, tokenize='{1}');
 INSERT INTO words_{0} (words_{0}, rank) VALUES ('secure-delete', 1);
 """
-"""Of one collection, by its number."""
+"""Of one collection, by its number, and with the tokenizer."""
 
 
 def prepare(turn: Any, *, model: str, dimensions: int) -> None:
@@ -49,6 +51,6 @@ def collection_number(turn: Any, name: str) -> int:
     if row is not None:
         return int(row[0])
     own = int(turn.execute("INSERT INTO collections (name) VALUES (?)", (name,)).lastrowid)
-    for statement in _WORDS.format(own).split(";\n"):
+    for statement in _WORDS.format(own, TOKENIZER).split(";\n"):
         turn.execute(statement)
     return own

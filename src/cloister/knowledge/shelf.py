@@ -14,10 +14,10 @@ from typing import Final, Literal
 
 from cloister.errors import DocumentRefused
 from cloister.knowledge.embedding import TextEncoder
-from cloister.knowledge.index import Document, Found, Index
 from cloister.knowledge.passages import cut
 from cloister.knowledge.reader import Read, read_document
 from cloister.knowledge.retrieval import Hit, Retrieval, Way
+from cloister.knowledge.store import Document, Found, Store
 
 HEADINGS: Final = 40
 """Tokens of a passage that are left for its title and headings."""
@@ -49,7 +49,7 @@ class Library:
 
     def __init__(
         self,
-        index: Index,
+        index: Store,
         encoder: TextEncoder,
         *,
         read: Callable[[str, bytes], Read] = read_document,

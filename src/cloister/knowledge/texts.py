@@ -16,6 +16,8 @@ MAX_WORDS: Final = 64
 """Of a question; what is longer is cut."""
 SCORED: Final = 4000
 """Passages that a question's rarer words may stand in."""
+HEADING: Final = 4.0
+"""Times as much as in the text a word counts in title and headings."""
 COMMON: Final = frozenset(
     re.findall(
         r"\w+",
@@ -51,11 +53,15 @@ def asked_words(question: str) -> list[str]:
     return [f'"{word}"' for word in dict.fromkeys(telling or asked)][:MAX_WORDS]
 
 
-def words_query(counts: Mapping[str, int], *, scored: int = SCORED) -> str:
-    """An FTS5 query for words that so many passages have; empty if none has any.
+def alone(token: str) -> bool:
+    """Whether this is a letter of a script that puts no spaces between words."""
+    return len(token) == 1 and _ALONE.fullmatch(token) is not None
 
-    What takes time is each passage that is scored. So only those are that have one of the rarer words, which together
-    stand in ``scored`` passages at most, or the rarest; in these the other words count as well.
+
+def rarer(counts: Mapping[str, int], *, scored: int = SCORED) -> list[str]:
+    """Of words that so many passages have those of which a passage needs one to be scored, which is what takes time.
+
+    The rarest, and more, from rare to common, that together stand in ``scored`` passages at most.
     """
     rare: list[str] = []
     room = scored
@@ -66,6 +72,15 @@ def words_query(counts: Mapping[str, int], *, scored: int = SCORED) -> str:
         if rare and room < 0:
             break
         rare.append(word)
+    return rare
+
+
+def words_query(counts: Mapping[str, int], *, scored: int = SCORED) -> str:
+    """An FTS5 query for words that so many passages have; empty if none has any.
+
+    Passages with one of the :func:`rarer` words are scored; in these the other words count as well.
+    """
+    rare = rarer(counts, scored=scored)
     common = [word for word, count in counts.items() if count and word not in rare]
     any_rare = " OR ".join(rare)
     # A rare word stands in both halves, and counts twice by that: so that the others do, they are written twice.
