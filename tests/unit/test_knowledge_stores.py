@@ -17,6 +17,7 @@ from cloister.knowledge.passages import Passage
 from cloister.knowledge.pgvector.store import PgvectorStore
 from cloister.knowledge.retrieval import Retrieval
 from cloister.knowledge.store import Scored, Store
+from cloister.knowledge.stores import find_plugin
 from knowledge_parts import SIZE, document, ids, put, texts, vectors
 from pgvector import SERVER, Front, fresh, fronted, pgvector_server, place
 from postgres import Postgres
@@ -266,3 +267,9 @@ def test_both_rank_alike(tmp_path: Path, server: Postgres, front: Front) -> None
 
 def places(store: Store, ranked: list[Scored]) -> list[tuple[str, int]]:
     return [(one.document, one.number) for one in store.passages(ids(ranked), ["clinic"])]
+
+
+def test_a_kind_of_server_that_no_package_brings_is_refused() -> None:
+    assert find_plugin("pgvector") == PgvectorStore.open
+    with pytest.raises(UsageError, match="no store of documents is called qdrant here"):
+        find_plugin("qdrant")

@@ -36,6 +36,7 @@ _REASONS: Final = {
     "42501": "this workload's user has to own the database, and an administrator to say CREATE EXTENSION vector in it",
     "0A000": "it has no pgvector: install it beside the server",
     "58P01": "it has no pgvector: install it beside the server",
+    "42704": "its pgvector is older than 0.8",
     "53100": "its disk is full",
     "53300": "it has no more connections",
     "55P03": "another service changes documents there: do it again later",

@@ -137,6 +137,7 @@ class PgvectorStore:
         ranked, most = list[Scored](), bounded(most)
         with self._looking() as run:
             run(f"SET LOCAL hnsw.ef_search = {min(LOOKED_AT, max(200, 4 * most))}")
+            run("SET LOCAL hnsw.iterative_scan = strict_order")  # beyond what was removed
             for own in numbers(run, _names(collections)):
                 rows = run(NEAREST.format(own), asked=_written(vector), most=most)
                 ranked += [(row[0], row[1]) for row in rows]
