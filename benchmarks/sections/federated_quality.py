@@ -9,8 +9,8 @@ NCBI disease is divided among three parties, UNER Chinese among four: at random 
 sentence's first entity, in shares drawn from a Dirichlet distribution of 0.5, anew for each seed. MiniLM-L6 is English. Of
 Chinese it knows 244 characters, 32 % of the text's, so Chinese is read by characters, and what reads it has learned nothing
 before. A mean of parties that begin so learns slowly at the rates that are the best for all data in one place: for UNER the
-federation's were chosen on the development part (seed 2, IID; F1 34.1 at once, 39.8 at twice, 43.0 at three and 37.7 at four times the rates;
-in one place 37.6 at once and at twice).
+federation's were chosen on the development part (seed 2, IID; F1 34.1 at once, 39.8 at twice, 43.0 at three and 37.7 at four
+times the rates; in one place 37.6 at once and at twice).
 
 By name alone: half an hour and more a seed on two cores. What is computed is kept in ``benchmarks/kept/``, which is part of
 the project, so that a run that was broken off goes on where it stopped, and another day or machine adds seeds; ``--rounds``
