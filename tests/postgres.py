@@ -119,6 +119,15 @@ class Postgres:
                 assert time.monotonic() < deadline, f"nobody waits for {table}"
                 time.sleep(0.02)
 
+    def until_locked_out(self, database: str, *, seconds: float = 20) -> None:
+        """Wait until somebody waits for an advisory lock."""
+        deadline = time.monotonic() + seconds
+        with self.connect(database) as connection:
+            query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+            while not connection.execute(query).fetchone()[0]:  # type: ignore[index]
+                assert time.monotonic() < deadline, "nobody waits"
+                time.sleep(0.02)
+
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
             [str(self._programs / program), *arguments],

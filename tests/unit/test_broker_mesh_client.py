@@ -189,6 +189,17 @@ def test_a_new_manifest_is_followed_and_an_older_one_never_again() -> None:
     assert it.credential().bundle == mesh.bundle(2)
 
 
+def test_a_newer_manifest_ends_the_certificate_before_the_next_one_is_there() -> None:
+    line, clock = Line(Broker()), Clock()
+    it = identity(line, clock, attempts=1)
+    it.credential()
+    line.broker.version, line.broken = 2, 2
+    for ask in (it.refresh, it.credential):  # the bundle comes, and certificates do not
+        with pytest.raises(NetworkError):
+            ask()
+    assert it.credential().bundle == mesh.bundle(2)
+
+
 def test_a_server_follows_renewals_and_manifests_while_it_runs() -> None:
     line, clock = Line(Broker()), Clock()
     it = identity(line, clock)

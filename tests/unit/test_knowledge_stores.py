@@ -221,6 +221,55 @@ def test_a_question_is_answered_by_words_by_vectors_and_by_both(store: Store) ->
     assert retrieval.find("thirst", ["board"], most=5) == []
 
 
+AWKWARD = [
+    "null",
+    "NuLL",
+    "NULL",
+    "",
+    "\\",
+    '"',
+    '\\"',
+    "{a,b}",
+    ",",
+    "'; --",
+    "a\\nb",
+    "\t",
+    "x\0y",
+    "%s :name $1",
+    "é" * 3000,
+]
+
+
+def test_texts_that_steer_a_database_are_texts(store: Store) -> None:
+    passages = [Passage(f"{text} told{number}", (text or "x",)) for number, text in enumerate(AWKWARD)]
+    store.add(document("awkward.md", passages=len(passages)), passages, vectors(len(passages)))
+    for number, passage in enumerate(passages):
+        (found,) = texts(store, store.by_words(f"told{number}", ["clinic"], 5))
+        assert found.replace("\ufffd", "\0") == passage.text
+    assert len(store.by_words("null", ["clinic"], 50)) == 3
+    assert store.passages(ids(store.by_words("told3", ["clinic"], 5)), ["null"]) == []
+
+
+def test_words_and_names_of_any_length_are_kept(store: Store) -> None:
+    gene = "".join(random.Random(3).choices("acgt0123456789", k=8000))
+    name = "".join(chr(random.Random(4).randrange(0x4E00, 0x9FFF)) for _ in range(1000)) + "".join(
+        chr(one) for one in random.Random(5).sample(range(0x4E00, 0x9FFF), 24)
+    )
+    put(store, f"the gene {gene}", name=name)
+    assert len(store.by_words(gene, ["clinic"], 5)) == 1
+    assert store.by_words(gene[:-1], ["clinic"], 5) == []
+    assert store.digest("clinic", name) is not None
+    assert store.digest("clinic", "a\0b") is None
+    assert store.remove("clinic", name)
+
+
+def test_vectors_of_nothing_are_refused(store: Store) -> None:
+    with pytest.raises(UsageError, match="nothing but zeros"):
+        store.add(document(), [Passage("x")], np.zeros((1, SIZE), np.float32))
+    with pytest.raises(UsageError, match="nothing but zeros"):
+        store.by_vector(np.zeros(SIZE, np.float32), ["clinic"], 1)
+
+
 def test_both_rank_alike(tmp_path: Path, server: Postgres, front: Front) -> None:
     chosen = random.Random(7)
     words = [

@@ -127,6 +127,8 @@ class MeshIdentity:
         held = self._held
         if held is not None and held.bundle == bundle:
             return False
+        # From now on what the manifest before let in is refused, also where the renewal fails.
+        self._floor = max(self._floor, bundle.manifest_version)
         self.renew()
         return True
 
@@ -142,11 +144,15 @@ class MeshIdentity:
 
     def _due(self) -> bool:
         held = self._held
-        return held is None or not held.own.not_before <= self._now() < held.renew_at
+        return held is None or not self._stands() or self._now() >= held.renew_at
 
     def _stands(self) -> bool:
         held = self._held
-        return held is not None and held.own.not_before <= self._now() < held.own.not_after
+        return (
+            held is not None
+            and held.bundle.manifest_version >= self._floor
+            and held.own.not_before <= self._now() < held.own.not_after
+        )
 
     def _standing(self) -> MeshCredential:
         held = self._held

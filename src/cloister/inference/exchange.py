@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from cloister.channel.receipts import EXTENSION as RECEIPT
-from cloister.errors import InferenceError
+from cloister.errors import InferenceError, KnowledgeError
 from cloister.inference.api_errors import RequestRefused
 from cloister.inference.generation import Moment
 from cloister.inference.openai_requests import MAX_BODY, Json, parse_body
@@ -155,6 +155,10 @@ class Exchange:
         except InferenceError as error:
             LOG.error("%s", error)
             await reply.refuse(RequestRefused("The engine failed", status=500))
+        except KnowledgeError as error:
+            LOG.error("%s", error)
+            told = f"{error.what}; {error.todo}" if error.todo else error.what
+            await reply.refuse(RequestRefused(told, status=500, code="index_failed"))
         except Exception as error:
             # Its text could quote the prompt, so only its type is told.
             LOG.error("a request failed: %s", type(error).__name__)

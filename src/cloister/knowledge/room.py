@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from cloister.errors import DocumentRefused, KnowledgeError, UsageError, WorkloadError
+from cloister.errors import DocumentRefused, UsageError, WorkloadError
 from cloister.inference.answers import DONE
 from cloister.inference.api_errors import RequestRefused
 from cloister.inference.exchange import BYTES, Asked, Caller, Reply
@@ -158,18 +158,13 @@ class _Endpoints:
             raise RequestRefused(
                 "The service cannot read documents: its reader does not start", status=500
             ) from None
-        except KnowledgeError as error:
-            raise _failed(error) from None
         await reply.end()
 
     async def _remove(self, asked: Asked, reply: Reply) -> None:
         user = self._writer(asked.caller)
         collection = _allowed(asked.path["collection"], user.writable)
         name = check_document(asked.path["name"])
-        try:
-            removed = await self._threads.run(self._library.remove, collection, name, visible=user.readable)
-        except KnowledgeError as error:
-            raise _failed(error) from None
+        removed = await self._threads.run(self._library.remove, collection, name, visible=user.readable)
         if not removed.there:
             raise RequestRefused("There is no such document", status=404, code="document_not_found")
         await reply.json({"removed": True, "copies": removed.copies})
@@ -240,11 +235,6 @@ class _Endpoints:
     def _asked(self, names: Collection[str], caller: Caller) -> frozenset[str]:
         readable = self._user(caller).readable
         return frozenset(_allowed(name, readable) for name in names)
-
-
-def _failed(error: KnowledgeError) -> RequestRefused:
-    LOG.error("%s", error)
-    return RequestRefused(f"{error.what}; {error.todo}", status=500, code="index_failed")
 
 
 def _commit(asked: Asked, given: Given) -> None:

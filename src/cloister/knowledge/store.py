@@ -119,12 +119,16 @@ def check_added(document: Document, passages: Sequence[Passage], vectors: Vector
             raise UsageError(f"a name has 1 to {MAX_NAME} characters that print")
     if vectors.shape != (len(passages), dimensions) or not np.isfinite(vectors).all():
         raise UsageError(f"{len(passages)} passages came with vectors of the shape {vectors.shape}")
+    if not vectors.any(axis=1).all():
+        raise UsageError("a vector of nothing but zeros is near to nothing")
 
 
 def check_asked(vector: Vectors, dimensions: int) -> None:
     """Raise :class:`UsageError` for a vector that is none of this store's."""
     if vector.shape != (dimensions,):
         raise UsageError(f"a vector of this index has {dimensions} numbers, and not {vector.shape}")
+    if not vector.any():
+        raise UsageError("a vector of nothing but zeros is near to nothing")
 
 
 def best(ranked: list[Scored], most: int) -> list[Scored]:

@@ -6,8 +6,8 @@ name. A plugin is measured with the installed packages like everything else of t
 
 from __future__ import annotations
 
-import contextlib
-import ssl
+import logging
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import EntryPoint, entry_points
@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from cloister.broker.client import BrokerKeys
-from cloister.broker.mesh_client import MeshIdentity
+from cloister.broker.mesh_client import PAUSE, MeshIdentity
 from cloister.encoding import labelled_hash
-from cloister.errors import KnowledgeError, NetworkError, UsageError
+from cloister.errors import CloisterError, KnowledgeError, UsageError
 from cloister.knowledge.rules import Server
 from cloister.knowledge.store import Place, Store
 from cloister.sealing import KeySource
 
 GROUP: Final = "cloister.knowledge_stores"
+_log = logging.getLogger("cloister.knowledge")
 INDEX_LABEL: Final = "cloister/knowledge-index-key/v1"
 
 Keep = Callable[[], None]
@@ -47,7 +48,7 @@ def find_plugin(kind: str) -> Plugin:
         )
     try:
         return cast("Plugin", found[0].load())
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise KnowledgeError(
             f"the store {kind} is not installed ({error.name})", todo=f"pip install 'cloister[{kind}]'"
         ) from None
@@ -63,8 +64,11 @@ def on_server(
     undo: ExitStack,
 ) -> Store:
     """The store at ``address``, whose certificate has to be that of the workload which the rules name."""
-    place = Place(*address, server.name, server.own, server.database, lambda: _newest(identity))
-    store = find_plugin(server.kind)(place, model=model, dimensions=dimensions)
+    plugin = find_plugin(server.kind)
+    identity.credential()
+    undo.callback(Following(identity).close)
+    place = Place(*address, server.name, server.own, server.database, lambda: identity.credential().client)
+    store = plugin(place, model=model, dimensions=dimensions)
     undo.callback(store.close)
     return store
 
@@ -88,8 +92,28 @@ def in_memory(
     return index, lambda: kept.keep(index)
 
 
-def _newest(identity: MeshIdentity) -> ssl.SSLContext:
-    """By the manifest in force, if the broker can be asked; else by the certificate as long as it stands."""
-    with contextlib.suppress(NetworkError):
-        identity.refresh()
-    return identity.credential().client
+class Following:
+    """A thread that renews an identity in time and follows the manifest, so that no question waits for the broker.
+
+    Whoever keeps the broker from being reached keeps the manifest of before in force here, until the certificate ends.
+    """
+
+    def __init__(self, identity: MeshIdentity, *, pause: float = PAUSE) -> None:
+        self._identity = identity
+        self._pause = pause
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mesh identity", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """No more renewals. It does not wait for one that is under way."""
+        self._ended.set()
+        self._thread.join(0.1)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(self._pause):
+            try:
+                self._identity.refresh()
+                self._identity.credential()
+            except CloisterError as error:
+                _log.warning("the mesh certificate was not renewed: %s", error)

@@ -15,7 +15,7 @@ import httpx2
 
 from cloister.appraisal.policy import Policy, load_policy, read_policy
 from cloister.attester import Attester, DeviceAttester
-from cloister.broker.client import BrokerKeys
+from cloister.broker.client import TIMEOUT, BrokerKeys
 from cloister.broker.mesh_client import MeshIdentity
 from cloister.broker.wire import PREFIX, Bundle
 from cloister.channel.transport import SealedClient, connect
@@ -72,7 +72,7 @@ class BrokerSession:
 
     def _bundle(self) -> bytes:
         try:
-            response = self.channel.get(f"{self.url}{PREFIX}/mesh/bundle")
+            response = self.channel.get(f"{self.url}{PREFIX}/mesh/bundle", timeout=TIMEOUT)
         except httpx2.TransportError as error:
             raise NetworkError(
                 f"the broker at {self.url} cannot be reached ({type(error).__name__})"

@@ -6,6 +6,7 @@ Several services may share one database.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
 from cloister.knowledge.passages import Passage
-from cloister.knowledge.pgvector.link import Link, Run, reached
+from cloister.knowledge.pgvector.link import Link, Run, reached, texts
 from cloister.knowledge.pgvector.statements import (
     BEST,
     COUNTS,
@@ -53,8 +54,10 @@ _PART: Final = 200
 class PgvectorStore:
     """A :class:`~cloister.knowledge.store.Store`. Threads may share it."""
 
-    def __init__(self, link: Link, dimensions: int) -> None:
-        self._link = link
+    def __init__(self, questions: Link, changes: Link, dimensions: int) -> None:
+        self._questions = questions
+        self._changes = changes
+        """A long document holds up no question."""
         self._tokens = Tokens()
         self.dimensions = dimensions
 
@@ -64,47 +67,51 @@ class PgvectorStore:
 
         Raises NetworkError, KnowledgeError, UsageError.
         """
-        link = Link(place)
+        changes = Link(place)
         try:
-            reached(link)
-            with link.turn() as run:
+            reached(changes)
+            with changes.turn() as run:
                 prepare(run, model=model, dimensions=dimensions)
         except BaseException:
-            link.close()
+            changes.close()
             raise
-        return cls(link, dimensions)
+        return cls(Link(place), changes, dimensions)
 
     def close(self) -> None:
-        self._link.close()
+        for link in (self._questions, self._changes):
+            link.close()
         self._tokens.close()
 
     def add(self, document: Document, passages: Sequence[Passage], vectors: Vectors) -> bool:
         check_added(document, passages, vectors, self.dimensions)
-        texts = [(" ".join((document.title, *one.headings)), one.text) for one in passages]
-        terms = self._tokens.of(texts)
-        with self._link.turn() as run:
+        with self._changes.turn() as run:
             change(run)
             if _digest(run, document.collection, document.name) == document.digest:
                 return False
             _remove(run, document.collection, document.name, last=False)
             collection = collection_number(run, document.collection, self.dimensions)
             own = run(
-                "INSERT INTO documents (collection, name, title, digest, passages, added) "
-                "VALUES (:collection, :name, :title, :digest, :passages, :added) RETURNING id",
-                collection=collection, name=document.name, title=_plain(document.title), digest=document.digest,
-                passages=len(passages), added=document.added,
+                "INSERT INTO documents (collection, key, name, title, digest, passages, added) "
+                "VALUES (:collection, :key, :name, :title, :digest, :passages, :added) RETURNING id",
+                collection=collection, key=_key(document.name), name=document.name, title=_plain(document.title),
+                digest=document.digest, passages=len(passages), added=document.added,
             )[0][0]  # fmt: skip
+            tokens = 0
             for start in range(0, len(passages), _PART):
-                end = start + _PART
-                _put(run, collection, own, start, passages[start:end], vectors[start:end], terms[start:end])
+                part = passages[start : start + _PART]
+                terms = self._tokens.of(
+                    [(" ".join((document.title, *one.headings)), one.text) for one in part]
+                )
+                tokens += sum(one.length for one in terms)
+                _put(run, collection, own, start, part, vectors[start : start + _PART], terms)
             run(
                 "UPDATE collections SET passages = passages + :passages, tokens = tokens + :tokens WHERE id = :own",
-                passages=len(passages), tokens=sum(one.length for one in terms), own=collection,
+                passages=len(passages), tokens=tokens, own=collection,
             )  # fmt: skip
         return True
 
     def remove(self, collection: str, name: str) -> bool:
-        with self._link.turn() as run:
+        with self._changes.turn() as run:
             change(run)
             return _remove(run, collection, name, last=True)
 
@@ -126,7 +133,7 @@ class PgvectorStore:
         terms, ranked, most = self._tokens.asked(question), list[Scored](), bounded(most)
         with self._looking() as run:
             for own in numbers(run, _names(collections)):
-                counts = dict(run(COUNTS.format(own), terms=terms))
+                counts = dict(run(COUNTS.format(own), terms=texts(terms)))
                 if counts:
                     known = [term for term in terms if term in counts]
                     ranked += _scored(run, own, known, counts, most)
@@ -164,7 +171,7 @@ class PgvectorStore:
 
     @contextmanager
     def _looking(self) -> Iterator[Run]:
-        with self._link.turn() as run:
+        with self._questions.turn() as run:
             look(run)
             yield run
 
@@ -172,12 +179,12 @@ class PgvectorStore:
 def _scored(run: Run, own: int, terms: Sequence[str], counts: dict[str, int], most: int) -> list[Scored]:
     """By BM25, those passages that have one of the rarer words."""
     passages, tokens = run("SELECT passages, tokens FROM collections WHERE id = :own", own=own)[0]
-    # The first is over zero: of a collection's passages no more have a word than there are.
+    passages = max(passages, *counts.values())  # a document may have gone meanwhile
     tells = [max(LEAST, math.log((passages - counts[term] + 0.5) / (counts[term] + 0.5))) for term in terms]
     rows = run(
         BEST.format(own),
         up=K1 + 1, low=K1 * (1 - B), long=K1 * B * passages / max(1, tokens), heading=HEADING,
-        terms=list(terms), rare=rarer(counts), tells=tells, most=most,
+        terms=texts(terms), rare=texts(rarer(counts)), tells=tells, most=most,
     )  # fmt: skip
     return [(row[0], row[1]) for row in rows]
 
@@ -199,17 +206,17 @@ def _put(
     run(
         PASSAGES.format(collection),
         document=document, ids=ids, numbers=list(range(before + 1, before + 1 + len(passages))),
-        headings=[_plain(json.dumps(one.headings, ensure_ascii=False)) for one in passages],
+        headings=texts(json.dumps([_plain(line) for line in one.headings], ensure_ascii=False) for one in passages),
         firsts=[one.first_page for one in passages], lasts=[one.last_page for one in passages],
-        texts=[_plain(one.text) for one in passages], tokens=[one.length for one in terms],
-        vectors=[_written(one) for one in vectors],
+        texts=texts(_plain(one.text) for one in passages), tokens=[one.length for one in terms],
+        vectors=texts(map(_written, vectors)),
     )  # fmt: skip
     words = [
         (term, own, *often) for own, one in zip(ids, terms, strict=True) for term, often in one.counts.items()
     ]
     run(
         WORDS.format(collection),
-        terms=[_plain(one[0]) for one in words], ids=[one[1] for one in words],
+        terms=texts(_plain(one[0]) for one in words), ids=[one[1] for one in words],
         headings=[one[2] for one in words], texts=[one[3] for one in words],
     )  # fmt: skip
 
@@ -218,8 +225,8 @@ def _remove(run: Run, collection: str, name: str, *, last: bool) -> bool:
     """``last``: with its last document a collection ends."""
     rows = run(
         "SELECT d.id, c.id FROM documents d JOIN collections c ON c.id = d.collection "
-        "WHERE c.name = :collection AND d.name = :name",
-        collection=collection, name=name,
+        "WHERE c.name = ANY(CAST(:names AS text[])) AND d.key = :key",
+        names=_names([collection]), key=_key(name),
     )  # fmt: skip
     if not rows:
         return False
@@ -238,15 +245,20 @@ def _remove(run: Run, collection: str, name: str, *, last: bool) -> bool:
 def _digest(run: Run, collection: str, name: str) -> bytes | None:
     rows = run(
         "SELECT d.digest FROM documents d JOIN collections c ON c.id = d.collection "
-        "WHERE c.name = :collection AND d.name = :name",
-        collection=collection, name=name,
+        "WHERE c.name = ANY(CAST(:names AS text[])) AND d.key = :key",
+        names=_names([collection]), key=_key(name),
     )  # fmt: skip
     return bytes(rows[0][0]) if rows else None
 
 
-def _names(collections: Collection[str]) -> list[str]:
-    """Of those that a collection can have."""
-    return sorted(name for name in collections if name.isprintable())
+def _names(collections: Collection[str]) -> str:
+    """An array of those that a collection can have."""
+    return texts(sorted(name for name in collections if name.isprintable()))
+
+
+def _key(name: str) -> bytes:
+    """What an index over names of any length has."""
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _plain(text: str) -> str:

@@ -6,12 +6,14 @@ changes take the first one after another; whoever reads shares the second, which
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from cloister.errors import UsageError
 from cloister.knowledge.pgvector.link import Run
 
 FORMAT: Final = "cloister/knowledge-store/v1"
+NEWEST_NEEDED: Final = (0, 8)
+"""Of pgvector, whose older ones find less where passages were removed."""
 MAX_INDEXED: Final = 2000
 """Numbers of a vector that pgvector makes an index of; longer ones are compared one by one."""
 _CHANGES: Final = 0x636C6F01
@@ -24,11 +26,11 @@ _SCHEMA: Final = (
     "CREATE TABLE collections (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL UNIQUE, "
     "passages bigint NOT NULL DEFAULT 0, tokens bigint NOT NULL DEFAULT 0)",
     "CREATE TABLE documents (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, collection bigint NOT NULL "
-    "REFERENCES collections, name text NOT NULL, title text NOT NULL, digest bytea NOT NULL, passages bigint NOT NULL, "
-    "added bigint NOT NULL, UNIQUE (collection, name))",
+    "REFERENCES collections, key bytea NOT NULL, name text NOT NULL, title text NOT NULL, digest bytea NOT NULL, "
+    "passages bigint NOT NULL, added bigint NOT NULL, UNIQUE (collection, key))",
 )
 _OWN: Final = (
-    "CREATE TABLE passages_{0} (id bigint PRIMARY KEY, document bigint NOT NULL REFERENCES documents, "
+    "CREATE TABLE passages_{0} (id bigint PRIMARY KEY, document bigint NOT NULL, "
     "number bigint NOT NULL, headings text NOT NULL, first_page bigint, last_page bigint, text text NOT NULL, "
     "tokens bigint NOT NULL, vector vector({1}) NOT NULL, UNIQUE (document, number))",
     "CREATE TABLE words_{0} (term text NOT NULL, passage bigint NOT NULL REFERENCES passages_{0} ON DELETE CASCADE, "
@@ -50,6 +52,12 @@ def prepare(run: Run, *, model: str, dimensions: int) -> None:
         for name, value in facts.items():
             run("INSERT INTO facts VALUES (:name, :value)", name=name, value=value)
     found = dict(run("SELECT name, value FROM facts"))
+    (extension,) = run("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+    if tuple(int(part) for part in extension[0].split(".")[:2]) < NEWEST_NEEDED:
+        raise UsageError(
+            f"the server's pgvector is {extension[0]}",
+            todo="0.8 or newer is needed: say ALTER EXTENSION vector UPDATE",
+        )
     for name, value in facts.items():
         if found.get(name) != value:
             raise UsageError(
@@ -88,8 +96,8 @@ def end_collection(run: Run, own: int) -> None:
     run("DELETE FROM collections WHERE id = :own", own=own)
 
 
-def numbers(run: Run, names: Any) -> dict[int, str]:
-    """Of those of these collections that there are."""
+def numbers(run: Run, names: str) -> dict[int, str]:
+    """Of those of these collections (an array) that there are."""
     rows = run(
         "SELECT id, name FROM collections WHERE name = ANY(CAST(:names AS text[])) ORDER BY id", names=names
     )

@@ -6,6 +6,7 @@ neighbours, as in the embedded index: each pair is a term of its own.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import threading
 from collections import Counter
@@ -21,6 +22,8 @@ from cloister.knowledge.texts import alone, asked_words, set_apart
 
 HEADING: Final = 0
 TEXT: Final = 1
+LONGEST: Final = 256
+"""Bytes of a term that is kept as it is."""
 _PART: Final = 200
 """Texts that are read at once."""
 
@@ -56,7 +59,7 @@ class Tokens:
         words = [word.strip('"') for word in asked_words(question)]
         terms: list[str] = []
         for _, tokens in self._read([("", word) for word in words]):
-            terms += _pairs(tokens) or tokens
+            terms += map(_term, _pairs(tokens) or tokens)
         return terms
 
     def close(self) -> None:
@@ -83,8 +86,14 @@ class Tokens:
 
 
 def _terms(columns: tuple[list[str], list[str]]) -> Terms:
-    heading, text = (Counter(tokens + _pairs(tokens)) for tokens in columns)
+    heading, text = (Counter(map(_term, tokens + _pairs(tokens))) for tokens in columns)
     return Terms({term: (heading[term], text[term]) for term in heading | text}, sum(map(len, columns)))
+
+
+def _term(token: str) -> str:
+    """As an index can have it: of what is longer than words are (keys, genes) the digest."""
+    written = token.encode()
+    return token if len(written) <= LONGEST else f"#{hashlib.sha256(written).hexdigest()}"
 
 
 def _pairs(tokens: Sequence[str]) -> list[str]:
