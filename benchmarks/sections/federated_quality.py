@@ -183,7 +183,7 @@ def _main(corpus: Corpus, scores: Found, rows: dict[str, Row]) -> Table:
         )
         behind = "" if name == CENTRAL else _signed(_gains(row, central))
         cells.append((name, *map(_spread, shares), behind, str(len(row))))
-    at_parties = "the same for all" if faster == 1.0 else f"{faster:g} times these in a federation (below)"
+    at_parties = "the same for all" if faster == 1.0 else f"{faster:g} times these in a federation (above)"
     learning, seconds = corpus.learning, sum(one.seconds for one in scores.values())
     note = (
         f"{corpus.parties} parties; {corpus.encoder}; {corpus.epochs} epochs, batches of {learning.batch}, rates "

@@ -309,7 +309,6 @@ def test_documents_are_answered_from_a_server_and_are_there_after_a_restart(site
     [
         (["--knowledge-index", "index.tree"], "exclude each other"),
         (["--knowledge-server", "nowhere"], "no HOST:PORT"),
-        (["--knowledge-server", "127.0.0.1:1"], "does not answer"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(site: Site, words: list[str], said: str) -> None:
