@@ -31,7 +31,9 @@ _LOCK_MS: Final = 40_000
 _WANTS_TLS: Final = b"\0\0\0\x08\x04\xd2\x16\x2f"
 """SSLRequest of PostgreSQL's protocol: a length, and 80877103."""
 _NO_TLS: Final = "it speaks no TLS"
-_ADVICE: Final = "is the server running, and of the manifest in force? Then do it again: what is there changes nothing"
+_ADVICE: Final = (
+    "is the server running, and of the manifest in force? Then do it again: what is there changes nothing"
+)
 _REASONS: Final = {
     "28000": "it does not let this workload in: look at its pg_hba.conf, and at the user's name",
     "28P01": "it asks for a password: its pg_hba.conf has to say cert",
