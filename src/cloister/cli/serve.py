@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -50,9 +50,6 @@ from cloister.cli.serving import (
     TeeOption,
 )
 from cloister.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def command(

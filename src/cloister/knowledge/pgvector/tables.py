@@ -12,7 +12,7 @@ from cloister.errors import UsageError
 from cloister.knowledge.pgvector.link import Run
 
 FORMAT: Final = "cloister/knowledge-store/v1"
-NEWEST_NEEDED: Final = (0, 8)
+OLDEST: Final = (0, 8)
 """Of pgvector, whose older ones find less where passages were removed."""
 MAX_INDEXED: Final = 2000
 """Numbers of a vector that pgvector makes an index of; longer ones are compared one by one."""
@@ -53,7 +53,7 @@ def prepare(run: Run, *, model: str, dimensions: int) -> None:
             run("INSERT INTO facts VALUES (:name, :value)", name=name, value=value)
     found = dict(run("SELECT name, value FROM facts"))
     (extension,) = run("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
-    if tuple(int(part) for part in extension[0].split(".")[:2]) < NEWEST_NEEDED:
+    if tuple(int(part) for part in extension[0].split(".")[:2]) < OLDEST:
         raise UsageError(
             f"the server's pgvector is {extension[0]}",
             todo="0.8 or newer is needed: say ALTER EXTENSION vector UPDATE",
