@@ -86,6 +86,8 @@ class Score:
     precision: float
     recall: float
     seconds: float
+    bfloat16: bool = False
+    """Whether products were computed in it: where the processor does, if the encoder is not too small to gain by it."""
 
 
 Found = dict[Trial, Score]
@@ -105,19 +107,26 @@ def computed(corpus: Corpus, trial: Trial) -> Score:
     )
     shares = [parts[trial.party]] if trial.party is not None else parts
     learned = [[piece for sentence in share for piece in reading.of(sentence)] for share in shares]
-    train_together(model, learned, [len(one) for one in shares], corpus, trial.seed)
-    scores = predict(model, test, reading, bfloat16=has_bfloat16()).scores
+    bfloat16 = has_bfloat16() and (trial.encoder or corpus.encoder) != "characters"
+    train_together(model, learned, [len(one) for one in shares], corpus, trial.seed, bfloat16=bfloat16)
+    scores = predict(model, test, reading, bfloat16=bfloat16).scores
     f1, precision, recall = (round(100 * one, 3) for one in (scores.f1, scores.precision, scores.recall))
-    return Score(f1, precision, recall, round(time.monotonic() - began, 1))
+    return Score(f1, precision, recall, round(time.monotonic() - began, 1), bfloat16)
 
 
 def train_together(
-    model: Tagger, shares: Sequence[Sequence[Part]], weights: Sequence[int], corpus: Corpus, seed: int
+    model: Tagger,
+    shares: Sequence[Sequence[Part]],
+    weights: Sequence[int],
+    corpus: Corpus,
+    seed: int,
+    *,
+    bfloat16: bool,
 ) -> None:
     """Rounds of one epoch at each party; one share alone is trained as any model is."""
     if len(shares) == 1:
         learning = replace(corpus.learning, epochs=corpus.epochs)
-        learn_parts(model, shares[0], learning, seed=seed, bfloat16=has_bfloat16())
+        learn_parts(model, shares[0], learning, seed=seed, bfloat16=bfloat16)
         return
     for number in range(1, corpus.epochs + 1):
         before = {name: one.clone() for name, one in model.state_dict().items()}
@@ -126,7 +135,7 @@ def train_together(
             model.load_state_dict(before)
             learn_parts(
                 model, share, corpus.learning, seed=1000 * seed + 100 * party + number,
-                course=Course(number, corpus.epochs), bfloat16=has_bfloat16(),
+                course=Course(number, corpus.epochs), bfloat16=bfloat16,
             )  # fmt: skip
             for name, one in model.state_dict().items():
                 mean[name] += one * (weight / sum(weights))

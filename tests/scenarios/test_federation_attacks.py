@@ -38,8 +38,7 @@ from cloister.channel.keyring import KeyRing
 from cloister.channel.transport import SealedClient, connect
 from cloister.errors import ChannelError
 from cloister.evidence.bundle import encode_bundle
-from cloister.federated.admission import WORKLOAD, signed_parts, vouched_parts
-from cloister.federated.agent import check_aggregator
+from cloister.federated.admission import WORKLOAD, check_aggregator, signed_parts, vouched_parts
 from cloister.federated.configuration import Role, federated_events
 from cloister.federated.delegation import delegate
 from cloister.federated.exchange import Request

@@ -276,7 +276,7 @@ class Seen:
 def _aggregator(url: str, agreed: AgreedFederation) -> SealedClient:
     """Verified, and of this very federation."""
     from cloister.channel.transport import connect
-    from cloister.federated.agent import check_aggregator
+    from cloister.federated.admission import check_aggregator
 
     client = connect(url, policy=agreed.aggregator_policies())
     try:

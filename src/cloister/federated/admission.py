@@ -6,6 +6,8 @@
 4. The workload's evidence meets a policy for it, over the same nonce.
 5. The certificate request is of the key that the workload's evidence binds.
 6. The agent's key signed that this is its workload's: other parties believe that, and no aggregator.
+
+And whether an aggregator is the one of the federation that a party signed.
 """
 
 from __future__ import annotations
@@ -47,6 +49,16 @@ class Verified:
     """SubjectPublicKeyInfo, DER."""
     until: int
     """Unix seconds: the earliest end of both evidences and the delegation."""
+
+
+def check_aggregator(material: KeyMaterial, agreed: AgreedFederation) -> str:
+    """The root of its mesh, if its evidence binds this version of the federation. Raises FederationError."""
+    if material.manifest_sha256 != agreed.digest or material.mesh_root_sha256 is None:
+        raise FederationError(
+            "the aggregator runs another federation, or another version of it, than this party signed",
+            todo="compare the digests; `cloister federation show` prints yours",
+        )
+    return material.mesh_root_sha256
 
 
 def verify_admission(

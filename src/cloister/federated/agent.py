@@ -17,6 +17,7 @@ says why. Nothing is retried without a pause, and nothing waits for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
@@ -29,14 +30,14 @@ from typing import Final
 import httpx2
 
 from cloister.channel.evidence_service import EvidenceService
-from cloister.channel.headers import ATTESTATION_PATH
 from cloister.channel.transport import SealedClient, connect
-from cloister.encoding import b64url_encode, encode_json
+from cloister.encoding import encode_json
 from cloister.errors import CloisterError, FederationError, NetworkError
-from cloister.evidence.bundle import MAX_BUNDLE, encode_bundle
+from cloister.evidence.bundle import encode_bundle
 from cloister.evidence.key_material import KeyMaterial
 from cloister.federated.admission import (
     WORKLOAD,
+    check_aggregator,
     requested_spki,
     signed_parts,
     verify_presented,
@@ -65,14 +66,16 @@ from cloister.federated.messages import (
     Session,
     Vouched,
 )
-from cloister.federated.own_workload import OwnWorkload
+from cloister.federated.own_workload import OPEN_SECONDS, OwnWorkload
 from cloister.federated.provenance import NAME, Provenance, agreed_chain, verify_files, verify_run
-from cloister.federated.sealed_call import Refused, call
+from cloister.federated.sealed_call import call
 from cloister.manifest.signed import parse_signed
 from cloister.manifest.storage import write_whole
 
 PAUSE: Final = 0.5
 """Seconds between two words with the aggregator while the run gathers, and five times that later."""
+AT_ONCE: Final = 0.05
+"""The same where others wait for what is said next."""
 RETRY: Final = 2.0
 MOST_RETRIES: Final = 15
 """The pause before another try grows with their number, to this many times :data:`RETRY`."""
@@ -186,7 +189,12 @@ class Agent:
                 self._checkpoint_key = admitted.checkpoint_key
                 if joined.workload.begun:
                     self._renew(joined, workload, admitted, root)
-                self._stay(joined, aggregator, workload, admitted, nonce, root)
+                try:
+                    self._stay(joined, aggregator, workload, admitted, nonce, root)
+                finally:
+                    # What it was handed it has by then, and can be told to hold.
+                    with contextlib.suppress(CloisterError):
+                        joined.workload.taken(OPEN_SECONDS)
 
     def _admitted(
         self, joined: _Joined, aggregator: SealedClient, workload: SealedClient, nonce: bytes
@@ -201,7 +209,7 @@ class Agent:
         vouched = self.identity.sign(WORKLOAD, *vouched_parts(agreed.digest, party, key))
         plain = Admission(
             session=session.session, delegation=joined.order.delegation, agent=self._show(session.nonce),
-            agent_key=self.identity.spki, workload=show_of(self._workload_url, session.nonce), csr=csr,
+            agent_key=self.identity.spki, workload=joined.workload.evidence(session.nonce), csr=csr,
             vouched=vouched, nonce=nonce, checkpoint_key=self._checkpoint_key, seen=self.standing.rounds, signature=b"",
         )  # fmt: skip
         signature = self.identity.sign("admission", *signed_parts(plain))
@@ -257,10 +265,10 @@ class Agent:
                 if state in ("admitted", "ready") and name != party
             }
             enough = len(present) + 1 >= federation.minimum
-            if not own.begun and enough and (not federation.everyone or present <= verified.keys()):
+            known = enough and (not federation.everyone or present <= verified.keys())
+            if known and not own.begun and not own.taking:
                 self._say("hands the keys to its workload")
                 own.begin(workload, admitted, root=root, tunnel=self._tunnel(admitted))
-                self._say("takes part")
             if attended.failed:
                 raise FederationError(f"the run ended early: {attended.failed}")
             if attended.over:
@@ -270,7 +278,20 @@ class Agent:
                 gone = Attendance(token=admitted.token, answers={}, ready=False, refused={})
                 own.check(workload, gone=lambda: call(aggregator, ATTENDANCE, gone, Attended))  # noqa: B023 -- at once
                 self._say(f"takes part, {attended.rounds} rounds are done")
-            self._stop.wait(PAUSE if answers or not attended.started else 4 * PAUSE)
+            pause = AT_ONCE if answers else PAUSE if not attended.started else 4 * PAUSE
+            self._pause(joined, workload, admitted, root, pause)
+
+    def _pause(
+        self, joined: _Joined, workload: SealedClient, admitted: Admitted, root: str, seconds: float
+    ) -> None:
+        """At most so long: a workload that is handed its task ends it when it has it."""
+        own = joined.workload
+        if not own.taking:
+            self._stop.wait(seconds)
+        elif own.taken(seconds):
+            self._say("takes part")
+            if own.behind:
+                self._renew(joined, workload, admitted, root)
 
     def _renew(self, joined: _Joined, workload: SealedClient, admitted: Admitted, root: str) -> None:
         joined.workload.renew(workload, admitted, root=root, tunnel=self._tunnel(admitted))
@@ -316,30 +337,6 @@ class Agent:
         if step != self.standing.step:
             self.standing.step = step
             _log.info("%s", step)
-
-
-def check_aggregator(material: KeyMaterial, agreed: AgreedFederation) -> str:
-    """The root of its mesh, if its evidence binds this version of the federation. Raises FederationError."""
-    if material.manifest_sha256 != agreed.digest or material.mesh_root_sha256 is None:
-        raise FederationError(
-            "the aggregator runs another federation, or another version of it, than this party signed",
-            todo="compare the digests; `cloister federation show` prints yours",
-        )
-    return material.mesh_root_sha256
-
-
-def show_of(url: str, nonce: bytes) -> bytes:
-    """Evidence of the service at ``url`` over somebody's nonce, to be handed on unread. Raises NetworkError."""
-    question = encode_json({"nonce": b64url_encode(nonce)})
-    headers = {"content-type": "application/json", "accept": "application/json"}
-    try:
-        with httpx2.Client(timeout=EVIDENCE_SECONDS, verify=url.startswith("https:")) as client:
-            response = client.post(httpx2.URL(url).join(ATTESTATION_PATH), content=question, headers=headers)
-    except httpx2.TransportError as error:
-        raise NetworkError(f"{url} shows no evidence ({type(error).__name__})") from None
-    if response.status_code != 200 or len(response.content) > MAX_BUNDLE:
-        raise Refused(f"{url} shows no evidence: status {response.status_code}")
-    return response.content
 
 
 def _material(client: SealedClient) -> KeyMaterial:

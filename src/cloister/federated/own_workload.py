@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
 from typing import Final
 
+import httpx2
+
+from cloister.channel.headers import ATTESTATION_PATH
 from cloister.channel.transport import SealedClient, connect
+from cloister.encoding import b64url_encode, encode_json
 from cloister.errors import CloisterError, FederationError, NetworkError
+from cloister.evidence.bundle import MAX_BUNDLE
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.messages import (
     MODEL,
@@ -29,8 +36,9 @@ from cloister.federated.messages import (
     WorkState,
     Written,
 )
-from cloister.federated.sealed_call import call
+from cloister.federated.sealed_call import Refused, call
 
+EVIDENCE_SECONDS: Final = 60.0
 GRACE: Final = 30
 """Seconds that a workload may answer beyond the end of its evidence: the aggregator excludes it by itself."""
 OPEN_SECONDS: Final = 600.0
@@ -49,6 +57,10 @@ class OwnWorkload:
         self._agreed = agreed
         self._now = now
         self._word = secrets.token_hex(32)
+        self._taking: Future[Done] | None = None
+        """Of the task that it was handed, until it has it."""
+        self._handed: dict[str, bytes] = {}
+        """:attr:`_peers` as they were then."""
         self._peers: dict[str, bytes] = {}
         """The workload keys of parties whose agents were verified, as the workload has them once it has begun."""
 
@@ -56,16 +68,58 @@ class OwnWorkload:
         """Verified. Raises what verification raises, and NetworkError."""
         return connect(self.url, policy=self._agreed.workload_policies(self._order.party))
 
+    def evidence(self, nonce: bytes) -> bytes:
+        """Its evidence over somebody's nonce, to be handed on unread. Raises NetworkError."""
+        question = encode_json({"nonce": b64url_encode(nonce)})
+        headers = {"content-type": "application/json", "accept": "application/json"}
+        try:
+            with httpx2.Client(timeout=EVIDENCE_SECONDS, verify=self.url.startswith("https:")) as client:
+                response = client.post(
+                    httpx2.URL(self.url).join(ATTESTATION_PATH), content=question, headers=headers
+                )
+        except httpx2.TransportError as error:
+            raise NetworkError(f"{self.url} shows no evidence ({type(error).__name__})") from None
+        if response.status_code != 200 or len(response.content) > MAX_BUNDLE:
+            raise Refused(f"{self.url} shows no evidence: status {response.status_code}")
+        return response.content
+
     def begin(self, client: SealedClient, admitted: Admitted, *, root: str, tunnel: str) -> None:
-        """Hand over the keys."""
+        """Hand over the keys, in a thread: other parties need this agent while its workload opens model and data."""
         order = self._order
         task = TaskOrder(
             federation=order.federation, digest=order.digest, word=self._word, lease=self._lease(admitted),
             party=order.party, run=admitted.run, chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=tunnel,
             keys=order.keys, signers=order.signers, output=order.output, peers=self._peers,
         )  # fmt: skip
-        call(client, TASK, task, Done, seconds=OPEN_SECONDS)
-        self.begun = True
+        taking: Future[Done] = Future()
+
+        def hand_over() -> None:
+            try:
+                taking.set_result(call(client, TASK, task, Done, seconds=OPEN_SECONDS))
+            except BaseException as error:
+                taking.set_exception(error)
+
+        self._taking, self._handed = taking, self._peers
+        threading.Thread(target=hand_over, name="keys", daemon=True).start()
+
+    @property
+    def taking(self) -> bool:
+        """Whether it was handed its task, and :meth:`taken` has not said yet what became of that."""
+        return self._taking is not None
+
+    def taken(self, seconds: float) -> bool:
+        """Whether it has its task within ``seconds``. Raises what handing it over raised."""
+        taking = self._taking
+        if taking is not None and wait([taking], seconds).done:
+            self._taking = None
+            taking.result()
+            self.begun = True
+        return self.begun
+
+    @property
+    def behind(self) -> bool:
+        """Whether it believes other parties' keys than it was handed with its task."""
+        return self._handed != self._peers
 
     def renew(self, client: SealedClient, admitted: Admitted, *, root: str, tunnel: str) -> None:
         """The next certificate, and time until the next verification."""

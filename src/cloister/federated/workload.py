@@ -38,6 +38,10 @@ from cloister.federated.tasks import Trained, Training
 from cloister.federated.updates import Arrays, decode_arrays, encode_arrays
 
 MAX_MODEL: Final = 32 << 30
+LOADED: Final = (
+    "torch", "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert", "seqeval.metrics.v1",
+)  # fmt: skip
+"""What tasks need. With one family of models comes what takes the time in all others."""
 _log = logging.getLogger("cloister.federated")
 
 
@@ -78,7 +82,7 @@ class Workload:
         """Load in a thread what every task needs, so that an order does not wait for it."""
 
         def load() -> None:
-            for name in ("torch", "transformers", "seqeval.metrics.v1"):
+            for name in LOADED:
                 importlib.import_module(name)
             app_digest()
 
