@@ -57,13 +57,8 @@ if ! grep -qsF "$here/$venv/bin/python" "$venv/bin/pip" || ! "$venv/bin/python" 
   fi
 fi
 
-# pip prints nothing for minutes on a slow line: say what is happening.
-say "installing Python packages ($lane) into $venv; minutes the first time on a slow line"
-"$venv/bin/python" -m pip install -q -U "pip>=25.1" # the first that knows dependency groups
-if [ "$lane" != demo ]; then
-  # Exactly this build of torch, before anything that could pull another.
-  "$venv/bin/python" -m pip install -q "torch==2.13.0" numpy
-  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,broker,run,postgres,hsm,kmip,vault,aws,azure,gcp,httpx,nvidia,train,torch,openvino,optimize,federated,knowledge,pgvector]' --group dev
+# What the tests drive from outside.
+system_packages() {
   if ! { command -v node && command -v npm; } >/dev/null && ! apt_install nodejs npm; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need them are skipped"
@@ -87,6 +82,18 @@ if [ "$lane" != demo ]; then
     [ "${CI:-}" != true ] || exit 1
     say "going on without: the tests that need it are skipped"
   fi
+}
+
+# pip prints nothing for minutes on a slow line: say what is happening.
+say "installing Python packages ($lane) into $venv; minutes the first time on a slow line"
+"$venv/bin/python" -m pip install -q -U "pip>=25.1" # the first that knows dependency groups
+if [ "$lane" != demo ]; then
+  system_packages &
+  system=$!
+  # Exactly this build of torch, before anything that could pull another.
+  "$venv/bin/python" -m pip install -q "torch==2.13.0" numpy
+  "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[server,inference,broker,run,postgres,hsm,kmip,vault,aws,azure,gcp,httpx,nvidia,train,torch,openvino,optimize,federated,knowledge,pgvector]' --group dev
+  wait "$system"
 else
   "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[inference,broker,run]' --group demo
 fi

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,29 +14,15 @@ import pytest
 from msgspec import structs
 
 from cloister.attester.launch import this_program
-from cloister.broker.mesh_request import make_request
 from cloister.encoding import encode_json
 from cloister.errors import CloisterError, FederationError, UpdateRefused, UsageError
-from cloister.evidence.key_material import KeyMaterial
-from cloister.federated import messages
-from cloister.federated.admission import WORKLOAD, vouched_parts
-from cloister.federated.agent import Agent
 from cloister.federated.exchange import Request
 from cloister.federated.federation import Task
 from cloister.federated.flower.workshop import Answer
-from cloister.federated.identity import Identity, check_signature
+from cloister.federated.identity import Identity
 from cloister.federated.messages import (
-    Admission,
-    Admitted,
-    Attended,
-    Done,
-    JoinOrder,
-    Presented,
     Renewal,
-    Requested,
-    Session,
     TaskOrder,
-    WorkState,
 )
 from cloister.federated.opening import Places
 from cloister.federated.secure.masks import Tried
@@ -54,8 +39,7 @@ from cloister.manifest.signed import encode_signed
 from cloister.sealing.key_file import KeyFile
 from cloister.sealing.seal import seal_directory
 from cloister.sealing.signing import SigningKey
-from federation_parts import NAMES, NOW, aggregation, agreed, attested, delegated, evidence, signed
-from federation_parts import identity as known
+from federation_parts import NAMES, aggregation, signed
 from secure_parts import KEY, LARGEST, MILLION, MODEL, RUN, URI, Party, Room, memory_at, secure
 from task_parts import save_encoder
 
@@ -522,176 +506,16 @@ def test_a_workload_believes_the_keys_of_its_agent_s_newest_word(ordered: Callab
     assert workload.work(asks(workload, "keys")).content
 
 
-# --- whose keys an agent hands to it
-
-
-AGREED = agreed(attested(aggregation=aggregation(secure=True), receivers=("south",), minimum=3))
-Forge = Callable[[Presented], Presented]
-
-
-def workload_of(party: str, key: Identity | None = None) -> dict[str, bytes]:
-    """The key of a party's workload, as its agent vouches for it."""
-    spki = (key or known(f"{party} workload")).spki
-    parts = vouched_parts(AGREED.digest, party, spki)
-    return {"workload_key": spki, "vouched": known(f"{party} agent").sign(WORKLOAD, *parts)}
-
-
-def forged(presented: Presented) -> Presented:
-    """The aggregator puts a key of its own in the place of a party's."""
-    return structs.replace(presented, workload_key=OTHER)
-
-
-class Around:
-    """What is around the agent of ``north``: other parties' agents with real evidence, and an aggregator that may lie."""
-
-    def __init__(self) -> None:
-        self.presented: dict[str, dict[str, bytes]] = {name: workload_of(name) for name in ("south", "west")}
-        self.lie: dict[str, Forge] = {}
-        self.csr = make_request(known("north workload").key, workload="north", application="hospitals")
-        self.nonce = b""
-        self.over = False
-        self.said: list[Any] = []
-        self.changes: list[Callable[[], None]] = []
-        """One after another, each before an answer to attendance once the workload has begun."""
-
-    @contextmanager
-    def connect(self, url: str, *, policy: Any) -> Iterator[Any]:
-        keys = KeyMaterial(
-            ohttp_keys=b"keys", not_after=NOW + 3000, replica="one", tls_spki_sha256=known("north workload").digest,
-            mesh_root_sha256="33" * 32 if url == "aggregator:" else None,
-            manifest_sha256=AGREED.digest if url == "aggregator:" else None,
-        )  # fmt: skip
-        yield SimpleNamespace(attestation=SimpleNamespace(keys=keys))
-
-    def call(self, _: Any, path: str, request: Any, answer: Any, *, seconds: float = 0.0) -> Any:
-        self.said.append(request)
-        match path:
-            case messages.SESSIONS:
-                return Session(session="5e" * 32, nonce=bytes(32))
-            case messages.IDENTITY:
-                return Requested(csr=self.csr)
-            case messages.ADMISSIONS:
-                self.nonce = request.nonce
-                return Admitted(
-                    token="token", run=RUN, chain=(), bundle=b"", tunnel="host:1", checkpoint_key=bytes(32), until=NOW + 3000
-                )  # fmt: skip
-            case messages.ATTENDANCE:
-                if request.ready and self.changes:
-                    self.changes.pop(0)()
-                return Attended(
-                    asked={}, presented={name: self.show(name) for name in self.presented},
-                    states=dict.fromkeys(NAMES, "admitted"), started=True, rounds=0, over=self.over, failed="",
-                )  # fmt: skip
-            case messages.STATE:
-                return WorkState(running=True, rounds=0)
-        return Done()
-
-    def show(self, name: str) -> Presented:
-        honest = Presented(
-            evidence=evidence("agent", name, self.nonce), agent_key=known(f"{name} agent").spki,
-            delegation=delegated(AGREED, name), **self.presented[name],
-        )  # fmt: skip
-        return self.lie.get(name, lambda one: one)(honest)
-
-    def orders(self) -> list[dict[str, bytes]]:
-        """Whose keys the workload was handed, each time."""
-        return [one.peers for one in self.said if isinstance(one, TaskOrder | Renewal)]
-
-    def end(self) -> None:
-        self.over = True
-
-
-@pytest.fixture
-def around(monkeypatch: pytest.MonkeyPatch) -> Around:
-    found = Around()
-    for module in ("agent", "own_workload"):
-        monkeypatch.setattr(f"cloister.federated.{module}.connect", found.connect)
-        monkeypatch.setattr(f"cloister.federated.{module}.call", found.call)
-    monkeypatch.setattr("cloister.federated.agent.show_of", lambda *_: b"")
-    monkeypatch.setattr("cloister.federated.agent.PAUSE", 0.01)
-    monkeypatch.setattr(Agent, "_show", lambda *_: b"")
-    return found
-
-
-@contextmanager
-def acting(until: Callable[[Agent], bool]) -> Iterator[Agent]:
-    """The agent of ``north``, which its people told to act, until something holds of it."""
-    agent = Agent(
-        known("north agent"), aggregator="aggregator:", workload="workload:", out=None, now=lambda: NOW
-    )
-    found = signed(AGREED.federation)
-    agent.join(
-        JoinOrder(
-            federation=(encode_signed(found),), digest=found.digest, party="north", delegation=delegated(AGREED, "north"),
-            keys={URI: KEY}, signers=(), output=URI,
-        )
-    )  # fmt: skip
-    try:
-        ends = time.monotonic() + 20
-        while not until(agent) and time.monotonic() < ends:
-            time.sleep(0.01)
-        assert until(agent), agent.standing
-        yield agent
-    finally:
-        agent.close()
-
-
-def is_over(agent: Agent) -> bool:
-    return agent.standing.over
-
-
-def has_failed(agent: Agent) -> bool:
-    return bool(agent.standing.error)
-
-
-HONEST = {name: workload_of(name)["workload_key"] for name in ("south", "west")}
-
-
-def test_a_workload_is_handed_the_keys_of_all_whom_its_agent_verified(around: Around) -> None:
-    around.changes = [around.end]
-    with acting(is_over):
-        assert around.orders() == [HONEST]
-    [admission] = [one for one in around.said if isinstance(one, Admission)]
-    check_signature(
-        known("north agent").key.public_key(), admission.vouched, WORKLOAD,
-        *vouched_parts(AGREED.digest, "north", known("north workload").spki),
-    )  # fmt: skip
-
-
-def test_a_key_that_the_aggregator_forged_begins_nothing(around: Around) -> None:
-    around.lie["south"] = forged
-    with acting(has_failed) as agent:
-        assert "south: a signature is not of the key" in agent.standing.error
-        assert "south" not in agent.standing.verified
-    assert around.orders() == []
-
-
-def test_a_party_that_comes_back_with_another_workload_is_verified_again_and_told(around: Around) -> None:
-    fresh = Identity.generate()
-
-    def back() -> None:
-        around.presented["south"] = workload_of("south", fresh)
-
-    around.changes = [lambda: None, back, lambda: None, around.end]
-    with acting(is_over):
-        assert around.orders() == [HONEST, HONEST | {"south": fresh.spki}]
-
-
-def test_a_key_that_the_aggregator_forges_later_takes_the_party_out_of_what_the_workload_believes(
-    around: Around,
+def test_an_order_that_comes_again_is_a_renewal_and_another_agent_s_is_refused(
+    ordered: Callable[..., Workload],
 ) -> None:
-    def lies() -> None:
-        around.lie["south"] = forged
-
-    around.changes = [lambda: None, lies]
-    with acting(has_failed) as agent:
-        assert "south: a signature is not of the key" in agent.standing.error
-    assert around.orders()[:2] == [HONEST, {"west": HONEST["west"]}]
-    assert all(OTHER not in peers.values() for peers in around.orders())
-
-
-def test_an_agent_vouches_for_no_key_that_its_workload_s_evidence_does_not_bind(around: Around) -> None:
-    around.csr = make_request(Identity.generate().key, workload="north", application="hospitals")
-    with acting(has_failed) as agent:
-        assert "the key is not the one that the evidence binds" in agent.standing.error
-    assert not [one for one in around.said if isinstance(one, Admission)]
+    workload = ordered()
+    assert workload.order is not None
+    again = structs.replace(workload.order, peers={})
+    with pytest.raises(FederationError, match="has its task"):
+        workload.begin(structs.replace(again, word="another"))
+    workload.leased = 0.0
+    workload.begin(again)
+    assert workload.leased > 0.0
+    with pytest.raises(UpdateRefused):  # south's key is not believed any more
+        workload.work(asks(workload, "keys"))

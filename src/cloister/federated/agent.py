@@ -8,10 +8,11 @@ for this agent's key. Then, for as long as it runs, in this order and again ever
 3. Evidence of both, over the aggregator's nonce, is shown to the aggregator, which admits the party or does not.
 4. Evidence of every other admitted party's agent, over this agent's nonce, meets a policy for it, and that agent vouches for
    its workload's key.
-5. Only then the data keys go to the workload, sealed to the key in its evidence, and with them the others' workload keys.
+5. Only then the data keys go to the workload, sealed to the key in its evidence, and with them the others' workload keys;
+   later its next certificate, and the time for which it may answer.
 
-If the aggregator's evidence, or another agent's, does not hold any more, the workload is told nothing further and the agent
-says why. Nothing is retried without a pause, and nothing waits for ever.
+If the aggregator's evidence, or another agent's, does not hold any more, the workload is told to hold until all of this was
+verified anew, and the agent says why. Nothing is retried without a pause, and nothing waits for ever.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ from cloister.federated.messages import (
     Session,
     Vouched,
 )
-from cloister.federated.own_workload import OPEN_SECONDS, OwnWorkload
+from cloister.federated.own_workload import OwnWorkload
 from cloister.federated.provenance import NAME, Provenance, agreed_chain, verify_files, verify_run
 from cloister.federated.sealed_call import call
 from cloister.manifest.signed import parse_signed
@@ -101,6 +102,18 @@ class _Joined:
     order: JoinOrder
     agreed: AgreedFederation
     workload: OwnWorkload
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """From one verification of aggregator and workload to the next."""
+
+    aggregator: SealedClient
+    workload: SealedClient
+    admitted: Admitted
+    nonce: bytes
+    root: str
+    tunnel: str
 
 
 class Agent:
@@ -172,6 +185,10 @@ class Agent:
                 self.standing.error = str(error)
                 _log.error("%s", error)
                 joined.workload.hold()
+            except Exception as error:  # whatever it is: who is not verified any more is told nothing further
+                self.standing.error = f"the agent failed with {type(error).__name__}"
+                _log.exception("the agent failed")
+                joined.workload.hold()
             if self.standing.error:
                 failures += 1
                 self._stop.wait(RETRY * min(failures, MOST_RETRIES))
@@ -187,14 +204,7 @@ class Agent:
                 nonce = secrets.token_bytes(NONCE)
                 admitted = self._admitted(joined, aggregator, workload, nonce)
                 self._checkpoint_key = admitted.checkpoint_key
-                if joined.workload.begun:
-                    self._renew(joined, workload, admitted, root)
-                try:
-                    self._stay(joined, aggregator, workload, admitted, nonce, root)
-                finally:
-                    # What it was handed it has by then, and can be told to hold.
-                    with contextlib.suppress(CloisterError):
-                        joined.workload.taken(OPEN_SECONDS)
+                self._stay(joined, _Turn(aggregator, workload, admitted, nonce, root, self._tunnel(admitted)))
 
     def _admitted(
         self, joined: _Joined, aggregator: SealedClient, workload: SealedClient, nonce: bytes
@@ -205,7 +215,8 @@ class Agent:
         named = Named(party=party, federation=agreed.federation.name)
         csr = call(workload, IDENTITY, named, Requested).csr
         key = requested_spki(csr, party, agreed.federation.name)
-        read_spki(key, digest=_material(workload).tls_spki_sha256)
+        joined.workload.key = _material(workload).tls_spki_sha256
+        read_spki(key, digest=joined.workload.key)
         vouched = self.identity.sign(WORKLOAD, *vouched_parts(agreed.digest, party, key))
         plain = Admission(
             session=session.session, delegation=joined.order.delegation, agent=self._show(session.nonce),
@@ -216,27 +227,19 @@ class Agent:
         fields = {name: getattr(plain, name) for name in plain.__struct_fields__}
         return call(aggregator, ADMISSIONS, Admission(**(fields | {"signature": signature})), Admitted)
 
-    def _stay(
-        self,
-        joined: _Joined,
-        aggregator: SealedClient,
-        workload: SealedClient,
-        admitted: Admitted,
-        nonce: bytes,
-        root: str,
-    ) -> None:
+    def _stay(self, joined: _Joined, turn: _Turn) -> None:
         """Verify others, begin, stay in touch, until it is time to attest anew or the run is over."""
         agreed, party, own = joined.agreed, joined.order.party, joined.workload
-        federation = agreed.federation
-        until = self._clock() + 0.6 * max(1, admitted.until - self._now())
+        federation, token = agreed.federation, turn.admitted.token
+        until = self._clock() + 0.6 * max(1, turn.admitted.until - self._now())
         verified: dict[str, bytes] = {}
         answers: dict[str, bytes] = {}
         refused: dict[str, str] = {}
         self._say("verifies the other parties" if federation.everyone else "waits for the other parties")
         while not self._stop.is_set() and self._clock() < until:
             attended = call(
-                aggregator, ATTENDANCE,
-                Attendance(token=admitted.token, answers=answers, ready=own.begun, refused=refused), Attended,
+                turn.aggregator, ATTENDANCE,
+                Attendance(token=token, answers=answers, ready=own.ready, refused=refused), Attended,
             )  # fmt: skip
             answers = {asked.hex(): self._show(asked) for asked in attended.asked.values()}
             for name, presented in attended.presented.items():
@@ -244,69 +247,60 @@ class Agent:
                     continue
                 verified.pop(name, None)
                 try:
-                    verify_presented(presented, agreed=agreed, party=name, nonce=nonce, now=self._now())
+                    verify_presented(presented, agreed=agreed, party=name, nonce=turn.nonce, now=self._now())
                     verified[name] = presented.workload_key
                 except CloisterError as error:
                     refused[name] = error.what[:300]
-            if own.believes(verified, refused) and own.begun:
-                self._renew(joined, workload, admitted, root)
+            own.believe(verified, refused)
             self.standing.verified = tuple(sorted(verified))
             self.standing.rounds = max(self.standing.rounds, attended.rounds)
             if refused and federation.everyone:
-                told = Attendance(token=admitted.token, answers={}, ready=own.begun, refused=refused)
-                call(aggregator, ATTENDANCE, told, Attended)
+                told = Attendance(token=token, answers={}, ready=False, refused=refused)
+                with contextlib.suppress(CloisterError):  # whoever does not hear it: the workload is held
+                    call(turn.aggregator, ATTENDANCE, told, Attended)
                 raise FederationError(
                     "evidence of other parties does not hold: "
                     + "; ".join(f"{name}: {why}" for name, why in sorted(refused.items()))
                 )
+            if attended.failed:
+                raise FederationError(f"the run ended early: {attended.failed}")
+            if attended.over and not own.taking:
+                self._finish(joined, turn)
+                return
             present = {
                 name
                 for name, state in attended.states.items()
                 if state in ("admitted", "ready") and name != party
             }
-            enough = len(present) + 1 >= federation.minimum
-            known = enough and (not federation.everyone or present <= verified.keys())
-            if known and not own.begun and not own.taking:
-                self._say("hands the keys to its workload")
-                own.begin(workload, admitted, root=root, tunnel=self._tunnel(admitted))
-            if attended.failed:
-                raise FederationError(f"the run ended early: {attended.failed}")
-            if attended.over:
-                self._finish(joined, aggregator, workload, admitted)
-                return
+            if not federation.everyone or present <= verified.keys():
+                self._give(own, turn, enough=len(present) + 1 >= federation.minimum)
             if own.begun:
-                gone = Attendance(token=admitted.token, answers={}, ready=False, refused={})
-                own.check(workload, gone=lambda: call(aggregator, ATTENDANCE, gone, Attended))  # noqa: B023 -- at once
+                gone = Attendance(token=token, answers={}, ready=False, refused={})
+                own.check(turn.workload, gone=lambda: call(turn.aggregator, ATTENDANCE, gone, Attended))  # noqa: B023 -- at once
                 self._say(f"takes part, {attended.rounds} rounds are done")
             pause = AT_ONCE if answers else PAUSE if not attended.started else 4 * PAUSE
-            self._pause(joined, workload, admitted, root, pause)
+            if not own.taking:
+                self._stop.wait(pause)
+            elif own.taken(pause):
+                self._say("takes part")
 
-    def _pause(
-        self, joined: _Joined, workload: SealedClient, admitted: Admitted, root: str, seconds: float
-    ) -> None:
-        """At most so long: a workload that is handed its task ends it when it has it."""
-        own = joined.workload
-        if not own.taking:
-            self._stop.wait(seconds)
-        elif own.taken(seconds):
+    def _give(self, own: OwnWorkload, turn: _Turn, *, enough: bool) -> None:
+        """What was verified by now: the keys to a workload that has none, the next certificate and lease to one that has."""
+        if own.begun and not own.has(turn.admitted):
+            own.renew(turn.workload, turn.admitted, root=turn.root, tunnel=turn.tunnel)
             self._say("takes part")
-            if own.behind:
-                self._renew(joined, workload, admitted, root)
+        elif enough and not own.begun and not own.taking:
+            self._say("hands the keys to its workload")
+            own.begin(turn.admitted, root=turn.root, tunnel=turn.tunnel)
 
-    def _renew(self, joined: _Joined, workload: SealedClient, admitted: Admitted, root: str) -> None:
-        joined.workload.renew(workload, admitted, root=root, tunnel=self._tunnel(admitted))
-        self._say("takes part")
-
-    def _finish(
-        self, joined: _Joined, aggregator: SealedClient, workload: SealedClient, admitted: Admitted
-    ) -> None:
+    def _finish(self, joined: _Joined, turn: _Turn) -> None:
         """The run is over: a receiver's workload writes the model."""
         agreed, order = joined.agreed, joined.order
         if order.party in agreed.federation.receivers:
             self._say("has the model written")
-            run = call(aggregator, MODEL, ModelAsked(token=admitted.token), Vouched)
+            run = call(turn.aggregator, MODEL, ModelAsked(token=turn.admitted.token), Vouched)
             stated = verify_run(run, agreed)
-            files = joined.workload.write_model(workload, run)
+            files = joined.workload.write_model(turn.workload, run)
             verify_files(files, stated, agreed)
             provenance = Provenance(
                 federation=order.federation[-1],

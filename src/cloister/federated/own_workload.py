@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from typing import Final
 
 import httpx2
@@ -43,6 +45,19 @@ GRACE: Final = 30
 """Seconds that a workload may answer beyond the end of its evidence: the aggregator excludes it by itself."""
 OPEN_SECONDS: Final = 600.0
 """For a workload to open its model, and to write it."""
+TAKE_SECONDS: Final = OPEN_SECONDS + 2 * EVIDENCE_SECONDS
+"""Until it is asked again, whatever the connection does."""
+_Given = tuple[Admitted, dict[str, bytes]]
+"""What it was given last: an admission, and other workloads' keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """A task that it was handed."""
+
+    done: Future[Done]
+    until: float
+    given: _Given
 
 
 class OwnWorkload:
@@ -52,17 +67,26 @@ class OwnWorkload:
         self, url: str, order: JoinOrder, agreed: AgreedFederation, *, now: Callable[[], int]
     ) -> None:
         self.url = url
+        self.key: str | None = None
+        """Of the workload that was verified and admitted last (SHA-256 of its SubjectPublicKeyInfo, hexadecimal)."""
         self.begun = False
+        self._handed = False
+        """Whether it was handed its task: it may have it, although nothing came back."""
+        self._held = False
         self._order = order
         self._agreed = agreed
         self._now = now
         self._word = secrets.token_hex(32)
-        self._taking: Future[Done] | None = None
-        """Of the task that it was handed, until it has it."""
-        self._handed: dict[str, bytes] = {}
-        """:attr:`_peers` as they were then."""
+        self._taking: _Taking | None = None
+        self._given: _Given | None = None
+        """None where it has to be given everything anew."""
         self._peers: dict[str, bytes] = {}
         """The workload keys of parties whose agents were verified, as the workload has them once it has begun."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers the aggregator."""
+        return self.begun and not self._held
 
     def connect(self) -> SealedClient:
         """Verified. Raises what verification raises, and NetworkError."""
@@ -83,23 +107,27 @@ class OwnWorkload:
             raise Refused(f"{self.url} shows no evidence: status {response.status_code}")
         return response.content
 
-    def begin(self, client: SealedClient, admitted: Admitted, *, root: str, tunnel: str) -> None:
+    def begin(self, admitted: Admitted, *, root: str, tunnel: str) -> None:
         """Hand over the keys, in a thread: other parties need this agent while its workload opens model and data."""
-        order = self._order
+        order, key = self._order, self.key
         task = TaskOrder(
             federation=order.federation, digest=order.digest, word=self._word, lease=self._lease(admitted),
             party=order.party, run=admitted.run, chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=tunnel,
             keys=order.keys, signers=order.signers, output=order.output, peers=self._peers,
         )  # fmt: skip
-        taking: Future[Done] = Future()
+        done: Future[Done] = Future()
 
         def hand_over() -> None:
             try:
-                taking.set_result(call(client, TASK, task, Done, seconds=OPEN_SECONDS))
+                with self.connect() as client:
+                    if client.attestation is None or client.attestation.keys.tls_spki_sha256 != key:
+                        raise FederationError("the workload is another than was admitted a moment ago")
+                    done.set_result(call(client, TASK, task, Done, seconds=OPEN_SECONDS))
             except BaseException as error:
-                taking.set_exception(error)
+                done.set_exception(error)
 
-        self._taking, self._handed = taking, self._peers
+        self._handed, self._held = True, False
+        self._taking = _Taking(done, time.monotonic() + TAKE_SECONDS, (admitted, self._peers))
         threading.Thread(target=hand_over, name="keys", daemon=True).start()
 
     @property
@@ -108,18 +136,26 @@ class OwnWorkload:
         return self._taking is not None
 
     def taken(self, seconds: float) -> bool:
-        """Whether it has its task within ``seconds``. Raises what handing it over raised."""
+        """Whether it has its task within ``seconds``. Raises what handing it over raised, and NetworkError after long."""
         taking = self._taking
-        if taking is not None and wait([taking], seconds).done:
+        if taking is None:
+            return self.begun
+        if wait([taking.done], seconds).done:
             self._taking = None
-            taking.result()
-            self.begun = True
+            taking.done.result()
+            self.begun, self._given = True, taking.given
+            if self._held:  # a word that came before it had its task was lost on it
+                self.hold()
+        elif time.monotonic() > taking.until:
+            self._taking = None
+            raise NetworkError(
+                "the workload does not say whether it has opened its task", todo="is it running?"
+            )
         return self.begun
 
-    @property
-    def behind(self) -> bool:
-        """Whether it believes other parties' keys than it was handed with its task."""
-        return self._handed != self._peers
+    def has(self, admitted: Admitted) -> bool:
+        """Whether it was given this, with the keys that it may believe now."""
+        return self._given == (admitted, self._peers)
 
     def renew(self, client: SealedClient, admitted: Admitted, *, root: str, tunnel: str) -> None:
         """The next certificate, and time until the next verification."""
@@ -128,27 +164,23 @@ class OwnWorkload:
             tunnel=tunnel, run=admitted.run, peers=self._peers,
         )  # fmt: skip
         call(client, RENEWAL, renewal, Done)
+        self._given, self._held = (admitted, self._peers), False
 
-    def believes(self, verified: Mapping[str, bytes], refused: Iterable[str]) -> bool:
-        """Which keys of other parties' workloads it may believe: of who was verified, and is not refused since.
-
-        Whether these are others than before.
-        """
-        peers = self._peers | dict(verified)
-        for name in refused:
-            peers.pop(name, None)
-        changed = peers != self._peers
-        self._peers = peers
-        return changed
+    def believe(self, verified: Mapping[str, bytes], refused: Iterable[str]) -> None:
+        """Which keys of other parties' workloads it may believe: of who was verified, and is not refused since."""
+        self._peers = {
+            name: key for name, key in (self._peers | dict(verified)).items() if name not in set(refused)
+        }
 
     def hold(self) -> None:
-        """What was verified does not hold any more: it answers nobody until it does."""
-        if not self.begun:
+        """What was verified does not hold any more: it answers nobody until it is given all of it anew."""
+        if not self._handed:
             return
+        self._held, self._given = True, None
         with (
-            contextlib.suppress(CloisterError),
+            contextlib.suppress(CloisterError),  # it ends by itself when the lease does
             self.connect() as client,
-        ):  # it ends by itself when the lease does
+        ):
             call(client, STATE, WorkAsked(word=self._word, hold=True), WorkState)
 
     def check(self, client: SealedClient, *, gone: Callable[[], object]) -> None:

@@ -104,10 +104,17 @@ class Workload:
         )
 
     def begin(self, order: TaskOrder) -> Done:
-        """Take the task. Raises FederationError where there is one already, and what opening it raises."""
+        """Take the task. Raises FederationError where there is one already, and what opening it raises.
+
+        An agent that was not answered asks again: then it is a renewal.
+        """
+        asked = self._clock()
         with self._lock:
             if self.order is not None:
-                raise FederationError("this workload has its task", todo="start another for another task")
+                if not hmac.compare_digest(self.order.word.encode(), order.word.encode()):
+                    raise FederationError("this workload has its task", todo="start another for another task")
+                renewal = {name: getattr(order, name) for name in Renewal.__struct_fields__}
+                return self.renew(Renewal(**renewal))
             agreed = agreed_chain(order.federation, digest=order.digest)
             federation = agreed.federation
             if order.party not in federation.parties:
@@ -123,7 +130,7 @@ class Workload:
                 if federation.aggregation.secure:
                     self._secure = open_secure(self._places, agreed, order, self.identity, undo)
                 self.order, self.agreed, self._run = order, agreed, order.run
-                self.leased = self._clock() + order.lease
+                self.leased = asked + order.lease
                 self._node = PartyNode(
                     self.identity,
                     self._places.memory,
