@@ -27,9 +27,7 @@ MAX_FILES: Final = 1024
 MAX_SMALL: Final = 64 << 20
 """Bytes of a file that is read whole: a configuration, a tokenizer."""
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 -- a tmpfs: no disk keeps or changes the links
-_OF_HUGGING_FACE: Final = (
-    "config.json",
-    "generation_config.json",
+TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -37,6 +35,12 @@ _OF_HUGGING_FACE: Final = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+)
+"""Of Hugging Face's."""
+_OF_HUGGING_FACE: Final = (
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
     "chat_template.jinja",
     "model.safetensors.index.json",
     "low_bit.json",

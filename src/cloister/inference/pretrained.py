@@ -14,18 +14,9 @@ from typing import Any, Final
 import torch
 
 from cloister.errors import UsageError
-from cloister.inference.model_files import ModelFiles
+from cloister.inference.model_files import TOKENIZER_FILES, ModelFiles
 from cloister.inference.quiet import quietly
 
-TOKENIZER_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
 _SAFE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
 _ERRORS: Final = (ValueError, KeyError, OSError, RuntimeError, ImportError, AttributeError, TypeError)
 
