@@ -16,7 +16,7 @@ import pytest
 from msgspec import structs
 
 from cloister.broker.mesh_request import make_request
-from cloister.errors import FederationError, NetworkError
+from cloister.errors import CloisterError, FederationError, NetworkError
 from cloister.evidence.key_material import KeyMaterial
 from cloister.federated import messages
 from cloister.federated.admission import WORKLOAD, vouched_parts
@@ -77,6 +77,8 @@ class Around:
         """What the workload does before it has its task."""
         self.admits: Callable[[], None] = lambda: None
         """What happens when the agent is admitted."""
+        self.fails: list[CloisterError] = []
+        """What an agent hears instead of how its workload is, once each."""
         self.deaf = False
         """Whether what the agent says of others' evidence is lost on the way."""
         self.changes: list[Callable[[], None]] = []
@@ -116,6 +118,8 @@ class Around:
             case messages.TASK:
                 self.takes()
             case messages.STATE:
+                if self.fails and not request.hold:
+                    raise self.fails.pop()
                 return WorkState(running=True, rounds=0)
         return Done()
 
@@ -257,6 +261,36 @@ def test_a_workload_that_was_held_is_given_nothing_before_all_are_verified_anew(
         around.presented["south"] = south
         around.hears(lambda said: said.ready)
         assert around.orders() == [HONEST, HONEST]
+
+
+def test_a_party_that_says_nothing_keeps_nobody_s_workload_from_its_next_lease(around: Around) -> None:
+    """It is in until its evidence ends: then the aggregator excludes it."""
+
+    def stumbles() -> None:
+        del around.presented["south"]
+        around.fails = [FederationError("a proxy answered")]
+
+    around.changes = [stumbles]
+    with acting(lambda _: len(around.orders()) > 1):
+        around.hears(lambda said: said.ready)
+    assert around.held() == 1
+    assert around.orders()[1] == HONEST
+    assert all(one.ready for one in around.said[-3:] if isinstance(one, Attendance))
+
+
+def test_a_workload_that_was_started_anew_is_verified_and_given_everything_anew(around: Around) -> None:
+    def killed() -> None:
+        fresh = Identity.generate()
+        around.own = fresh.digest
+        around.csr = make_request(fresh.key, workload="north", application="hospitals")
+        around.fails = [NetworkError("the workload does not answer")]
+        around.changes.append(around.end)
+
+    around.changes = [killed]
+    with acting(is_over):
+        first, second = (one for one in around.said if isinstance(one, TaskOrder))
+    assert first.word != second.word
+    assert not [one for one in around.said if isinstance(one, Renewal)]
 
 
 def test_whatever_fails_in_an_agent_holds_its_workload(

@@ -23,6 +23,7 @@ from cloister.federated.identity import Identity
 from cloister.federated.messages import (
     Renewal,
     TaskOrder,
+    WorkAsked,
 )
 from cloister.federated.opening import Places
 from cloister.federated.secure.masks import Tried
@@ -519,3 +520,17 @@ def test_an_order_that_comes_again_is_a_renewal_and_another_agent_s_is_refused(
     assert workload.leased > 0.0
     with pytest.raises(UpdateRefused):  # south's key is not believed any more
         workload.work(asks(workload, "keys"))
+
+
+def test_an_order_that_came_before_its_agent_had_it_hold_gives_no_lease_after_that(
+    ordered: Callable[..., Workload],
+) -> None:
+    workload = ordered()
+    assert workload.order is not None
+    early = workload._clock()
+    workload.state(WorkAsked(word="word", hold=True))
+    workload._lease(600, early)
+    with pytest.raises(FederationError, match="has not verified the aggregator in time"):
+        workload.work(asks(workload, "keys"))
+    workload.begin(workload.order)
+    assert workload.work(asks(workload, "keys")).content

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import secrets
 import threading
@@ -204,7 +205,10 @@ class Agent:
                 nonce = secrets.token_bytes(NONCE)
                 admitted = self._admitted(joined, aggregator, workload, nonce)
                 self._checkpoint_key = admitted.checkpoint_key
-                self._stay(joined, _Turn(aggregator, workload, admitted, nonce, root, self._tunnel(admitted)))
+                turn = _Turn(aggregator, workload, admitted, nonce, root, self._tunnel(admitted))
+                if joined.workload.ready:
+                    self._renew(joined.workload, turn)
+                self._stay(joined, turn)
 
     def _admitted(
         self, joined: _Joined, aggregator: SealedClient, workload: SealedClient, nonce: bytes
@@ -215,8 +219,8 @@ class Agent:
         named = Named(party=party, federation=agreed.federation.name)
         csr = call(workload, IDENTITY, named, Requested).csr
         key = requested_spki(csr, party, agreed.federation.name)
-        joined.workload.key = _material(workload).tls_spki_sha256
-        read_spki(key, digest=joined.workload.key)
+        read_spki(key, digest=_material(workload).tls_spki_sha256)
+        joined.workload.is_of(hashlib.sha256(key).hexdigest())
         vouched = self.identity.sign(WORKLOAD, *vouched_parts(agreed.digest, party, key))
         plain = Admission(
             session=session.session, delegation=joined.order.delegation, agent=self._show(session.nonce),
@@ -255,6 +259,7 @@ class Agent:
             self.standing.verified = tuple(sorted(verified))
             self.standing.rounds = max(self.standing.rounds, attended.rounds)
             if refused and federation.everyone:
+                own.doubted = True
                 told = Attendance(token=token, answers={}, ready=False, refused=refused)
                 with contextlib.suppress(CloisterError):  # whoever does not hear it: the workload is held
                     call(turn.aggregator, ATTENDANCE, told, Attended)
@@ -272,8 +277,12 @@ class Agent:
                 for name, state in attended.states.items()
                 if state in ("admitted", "ready") and name != party
             }
-            if not federation.everyone or present <= verified.keys():
-                self._give(own, turn, enough=len(present) + 1 >= federation.minimum)
+            trusted = not federation.everyone or present <= verified.keys()
+            if own.begun and (trusted or own.ready) and not own.has(turn.admitted):
+                self._renew(own, turn)
+            elif trusted and len(present) + 1 >= federation.minimum and not own.begun and not own.taking:
+                self._say("hands the keys to its workload")
+                own.begin(turn.admitted, root=turn.root, tunnel=turn.tunnel)
             if own.begun:
                 gone = Attendance(token=token, answers={}, ready=False, refused={})
                 own.check(turn.workload, gone=lambda: call(turn.aggregator, ATTENDANCE, gone, Attended))  # noqa: B023 -- at once
@@ -284,14 +293,9 @@ class Agent:
             elif own.taken(pause):
                 self._say("takes part")
 
-    def _give(self, own: OwnWorkload, turn: _Turn, *, enough: bool) -> None:
-        """What was verified by now: the keys to a workload that has none, the next certificate and lease to one that has."""
-        if own.begun and not own.has(turn.admitted):
-            own.renew(turn.workload, turn.admitted, root=turn.root, tunnel=turn.tunnel)
-            self._say("takes part")
-        elif enough and not own.begun and not own.taking:
-            self._say("hands the keys to its workload")
-            own.begin(turn.admitted, root=turn.root, tunnel=turn.tunnel)
+    def _renew(self, own: OwnWorkload, turn: _Turn) -> None:
+        own.renew(turn.workload, turn.admitted, root=turn.root, tunnel=turn.tunnel)
+        self._say("takes part")
 
     def _finish(self, joined: _Joined, turn: _Turn) -> None:
         """The run is over: a receiver's workload writes the model."""

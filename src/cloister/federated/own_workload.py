@@ -67,9 +67,10 @@ class OwnWorkload:
         self, url: str, order: JoinOrder, agreed: AgreedFederation, *, now: Callable[[], int]
     ) -> None:
         self.url = url
-        self.key: str | None = None
-        """Of the workload that was verified and admitted last (SHA-256 of its SubjectPublicKeyInfo, hexadecimal)."""
         self.begun = False
+        self.doubted = False
+        """Whether another party's evidence was refused, and not everybody's was verified since."""
+        self._key: str | None = None
         self._handed = False
         """Whether it was handed its task: it may have it, although nothing came back."""
         self._held = False
@@ -85,8 +86,19 @@ class OwnWorkload:
 
     @property
     def ready(self) -> bool:
-        """Whether it answers the aggregator."""
-        return self.begun and not self._held
+        """Whether rounds may ask it."""
+        return self.begun and not self.doubted
+
+    def is_of(self, key: str) -> None:
+        """The key of the workload that is there (SHA-256 of SubjectPublicKeyInfo, hexadecimal), verified a moment ago.
+
+        One that was started anew has nothing of what the one before was given.
+        """
+        if self._key not in (None, key):
+            self.begun = self._handed = self._held = False
+            self._taking = self._given = None
+            self._word = secrets.token_hex(32)
+        self._key = key
 
     def connect(self) -> SealedClient:
         """Verified. Raises what verification raises, and NetworkError."""
@@ -109,7 +121,7 @@ class OwnWorkload:
 
     def begin(self, admitted: Admitted, *, root: str, tunnel: str) -> None:
         """Hand over the keys, in a thread: other parties need this agent while its workload opens model and data."""
-        order, key = self._order, self.key
+        order, key = self._order, self._key
         task = TaskOrder(
             federation=order.federation, digest=order.digest, word=self._word, lease=self._lease(admitted),
             party=order.party, run=admitted.run, chain=admitted.chain, bundle=admitted.bundle, root=root, tunnel=tunnel,
@@ -126,7 +138,7 @@ class OwnWorkload:
             except BaseException as error:
                 done.set_exception(error)
 
-        self._handed, self._held = True, False
+        self._handed, self._held, self.doubted = True, False, False
         self._taking = _Taking(done, time.monotonic() + TAKE_SECONDS, (admitted, self._peers))
         threading.Thread(target=hand_over, name="keys", daemon=True).start()
 
@@ -164,7 +176,7 @@ class OwnWorkload:
             tunnel=tunnel, run=admitted.run, peers=self._peers,
         )  # fmt: skip
         call(client, RENEWAL, renewal, Done)
-        self._given, self._held = (admitted, self._peers), False
+        self._given, self._held, self.doubted = (admitted, self._peers), False, False
 
     def believe(self, verified: Mapping[str, bytes], refused: Iterable[str]) -> None:
         """Which keys of other parties' workloads it may believe: of who was verified, and is not refused since."""
@@ -173,7 +185,7 @@ class OwnWorkload:
         }
 
     def hold(self) -> None:
-        """What was verified does not hold any more: it answers nobody until it is given all of it anew."""
+        """What was verified does not hold any more: it answers nobody until it is given everything anew."""
         if not self._handed:
             return
         self._held, self._given = True, None

@@ -62,6 +62,8 @@ class Workload:
         self._clock = clock
         self.leased = 0.0
         """On its clock: until when the agent's last verification lets it answer the aggregator."""
+        self._hold = 0.0
+        """When its agent last had it hold."""
         self._lock = threading.RLock()
         self._undo = ExitStack()
         self.order: TaskOrder | None = None
@@ -114,7 +116,7 @@ class Workload:
                 if not hmac.compare_digest(self.order.word.encode(), order.word.encode()):
                     raise FederationError("this workload has its task", todo="start another for another task")
                 renewal = {name: getattr(order, name) for name in Renewal.__struct_fields__}
-                return self.renew(Renewal(**renewal))
+                return self._renewed(Renewal(**renewal), asked)
             agreed = agreed_chain(order.federation, digest=order.digest)
             federation = agreed.federation
             if order.party not in federation.parties:
@@ -130,7 +132,7 @@ class Workload:
                 if federation.aggregation.secure:
                     self._secure = open_secure(self._places, agreed, order, self.identity, undo)
                 self.order, self.agreed, self._run = order, agreed, order.run
-                self.leased = asked + order.lease
+                self._lease(order.lease, asked)
                 self._node = PartyNode(
                     self.identity,
                     self._places.memory,
@@ -151,21 +153,30 @@ class Workload:
 
     def renew(self, renewal: Renewal) -> Done:
         """The next certificate, and the run that goes on."""
+        asked = self._clock()
         with self._lock:
             self.own(renewal.word)
-            self._run = renewal.run
-            self.leased = self._clock() + renewal.lease
-            if self._secure is not None:
-                self._secure.know(renewal.peers)
-            if self._node is not None:
-                self._node.renew(renewal)
+            return self._renewed(renewal, asked)
+
+    def _renewed(self, renewal: Renewal, asked: float) -> Done:
+        self._run = renewal.run
+        self._lease(renewal.lease, asked)
+        if self._secure is not None:
+            self._secure.know(renewal.peers)
+        if self._node is not None:
+            self._node.renew(renewal)
         return Done()
 
+    def _lease(self, seconds: int, asked: float) -> None:
+        """From when it was asked for, and nothing where the agent had it hold since."""
+        self.leased = asked + seconds if asked >= self._hold else 0.0
+
     def state(self, asked: WorkAsked) -> WorkState:
+        at = self._clock()
         with self._lock:
             self.own(asked.word)
             if asked.hold:
-                self.leased = 0.0
+                self._hold, self.leased = at, 0.0
             running = self._node is not None and self._node.running
             return WorkState(running=running, rounds=self._rounds)
 
