@@ -13,9 +13,9 @@ BIN := $(VENV)/bin
 QUESTION ?=
 EXAMPLES ?= 5000
 PYTEST_ARGS ?=
-# Each file's tests in one process, three processes for two cores: whole ways wait for others' processes and for clocks.
+# Each file's tests in one process, as many processes as there are cores.
 # In the order of files: whole ways come before what takes seconds.
-PARALLEL := -n $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 ))) --dist loadfile --no-loadscope-reorder
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 # Threads that spin at a barrier take the processor from those of the other test processes that they wait for.
 unit test: export OMP_WAIT_POLICY := passive
 # A virtual environment does not survive being moved or copied: then it is set up again.

@@ -76,6 +76,8 @@ class Trial:
     """Whether the losses of all words count alike, where there is no CRF."""
     faster: float = 1.0
     """Times the corpus's rates."""
+    proximal: float = 0.0
+    """FedProx's μ at parties that learn together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ def computed(corpus: Corpus, trial: Trial) -> Score:
     shares = [parts[trial.party]] if trial.party is not None else parts
     learned = [[piece for sentence in share for piece in reading.of(sentence)] for share in shares]
     bfloat16 = has_bfloat16() and (trial.encoder or corpus.encoder) != "characters"
-    train_together(model, learned, [len(one) for one in shares], corpus, trial.seed, bfloat16=bfloat16)
+    weights = [len(one) for one in shares]
+    train_together(model, learned, weights, corpus, trial.seed, proximal=trial.proximal, bfloat16=bfloat16)
     scores = predict(model, test, reading, bfloat16=bfloat16).scores
     f1, precision, recall = (round(100 * one, 3) for one in (scores.f1, scores.precision, scores.recall))
     return Score(f1, precision, recall, round(time.monotonic() - began, 1), bfloat16)
@@ -121,6 +124,7 @@ def train_together(
     corpus: Corpus,
     seed: int,
     *,
+    proximal: float,
     bfloat16: bool,
 ) -> None:
     """Rounds of one epoch at each party; one share alone is trained as any model is."""
@@ -135,7 +139,7 @@ def train_together(
             model.load_state_dict(before)
             learn_parts(
                 model, share, corpus.learning, seed=1000 * seed + 100 * party + number,
-                course=Course(number, corpus.epochs), bfloat16=bfloat16,
+                course=Course(number, corpus.epochs), proximal=proximal, bfloat16=bfloat16,
             )  # fmt: skip
             for name, one in model.state_dict().items():
                 mean[name] += one * (weight / sum(weights))
