@@ -62,7 +62,7 @@ class Workload:
         self._clock = clock
         self.leased = 0.0
         """On its clock: until when the agent's last verification lets it answer the aggregator."""
-        self._hold = 0.0
+        self._held_at = 0.0
         """When its agent last had it hold."""
         self._lock = threading.RLock()
         self._undo = ExitStack()
@@ -169,14 +169,14 @@ class Workload:
 
     def _lease(self, seconds: int, asked: float) -> None:
         """From when it was asked for, and nothing where the agent had it hold since."""
-        self.leased = asked + seconds if asked >= self._hold else 0.0
+        self.leased = asked + seconds if asked >= self._held_at else 0.0
 
     def state(self, asked: WorkAsked) -> WorkState:
         at = self._clock()
         with self._lock:
             self.own(asked.word)
             if asked.hold:
-                self._hold, self.leased = at, 0.0
+                self._held_at, self.leased = at, 0.0
             running = self._node is not None and self._node.running
             return WorkState(running=running, rounds=self._rounds)
 
