@@ -80,6 +80,18 @@ def test_a_party_learns_from_its_file_and_its_held_out_part_says_so(opened: Any)
     assert after.metrics["loss"] < before.metrics["loss"]
 
 
+def test_an_update_weighs_by_the_sentences_that_name_something_where_all_agreed_so(opened: Any) -> None:
+    some = b"rome\tB-PLACE\nsleeps\tO\n\n" + b"she\tO\nsleeps\tO\n\n" * 5
+    none = b"she\tO\nsleeps\tO\n\n" * 5
+    for content, weight, expected in (
+        (some, "sentences", 6), (some, "entities", 1), (none, "sentences", 5), (none, "entities", 1),
+    ):  # fmt: skip
+        task = opened(FILES | {"train.conll": content}, {"epochs": 1, "weight": weight})
+        trained = task.train(task.arrays(), number=1, seed=7, step=quiet)
+        assert trained.examples == expected
+        assert trained.metrics["examples"] == content.count(b"\n\n")
+
+
 def test_the_same_arrays_data_and_seed_give_the_same_update_whatever_was_trained_before(opened: Any) -> None:
     task = opened()
     start = task.arrays()
@@ -211,6 +223,7 @@ def test_arrays_of_another_model_are_refused_and_change_nothing(what: str, opene
         ({"crf": True}, "'crf'"),
         ({"rate-ppm": 0}, "'rate-ppm'"),
         ({"warmup-ppm": 1_000_000}, "'warmup-ppm'"),
+        ({"weight": "tokens"}, "none of sentences, entities"),
         ({"precision": "int8"}, "none of auto, fp32, bf16"),
         ({"length": 65}, "64 tokens at once"),
         ({"stride": 40}, "windows of 48 tokens"),

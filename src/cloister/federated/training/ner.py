@@ -2,7 +2,8 @@
 
 Settings: ``kinds`` of entities and ``train``, the file that is learned from, have to be there. ``test`` is the file that
 is scored on, if there is one; ``format`` is that of both (``word-column`` and ``tag-column`` for CoNLL); ``crf`` 0 leaves
-each word to itself; ``length`` and ``stride`` are of the windows on long sentences. How it trains: settings.py.
+each word to itself; ``length`` and ``stride`` are of the windows on long sentences. ``weight`` is what an update weighs by:
+``sentences`` or ``entities``, the sentences that name something. How it trains: settings.py.
 
 With the privacy of examples, an example is a whole sentence: all windows on it together. Then ``clip-ppm`` is not used (the
 federation has the norm), a batch is what takes part in a step on average, and an epoch as many steps as without.
@@ -24,7 +25,15 @@ from torch import Tensor
 from cloister.encoding import encode_json
 from cloister.errors import UsageError
 from cloister.federated.tasks import ExamplePrivacy, Opening, Scored, Settings, Step, Trained
-from cloister.federated.training.corpus import FORMATS, Columns, Format, Sentence, TagSet, read_corpus
+from cloister.federated.training.corpus import (
+    FORMATS,
+    OUTSIDE,
+    Columns,
+    Format,
+    Sentence,
+    TagSet,
+    read_corpus,
+)
 from cloister.federated.training.learning import Part, learn_parts, optimiser_of, predict, products
 from cloister.federated.training.settings import Plan, read_plan
 from cloister.federated.training.tagger import batch_of
@@ -37,6 +46,8 @@ if TYPE_CHECKING:
     from cloister.federated.training.private import Privately
 
 NAME: Final = "ner"
+WEIGHTS: Final = ("sentences", "entities")
+"""A party that has next to nothing to find teaches the others that there is nothing: by its sentences it may weigh most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,7 @@ class NerSettings:
     """``""`` without."""
     format: Format
     columns: Columns
+    weight: str
     plan: Plan
 
 
@@ -69,6 +81,7 @@ def read_settings(settings: Settings) -> NerSettings:
             reader.number("word-column", 0, low=0, high=1000),
             reader.number("tag-column", -1, low=-1000, high=1000),
         ),
+        weight=reader.choice("weight", "sentences", WEIGHTS),
         plan=read_plan(reader, rate=100, head_rate=2000),
     )
     reader.end()
@@ -97,7 +110,7 @@ class NerTraining:
             private = self._learn_privately(privacy, arrays, number, seed, step)
             metrics |= {"loss": private.loss, "epsilon": private.epsilon}
         metrics["seconds"] = time.monotonic() - began
-        return Trained(self.arrays(), len(self._learned), metrics)
+        return Trained(self.arrays(), self._weight, metrics)
 
     def score(self, arrays: Arrays) -> Scored:
         if not self._settings.test:
@@ -184,6 +197,12 @@ class NerTraining:
     @functools.cached_property
     def _parts(self) -> list[Part]:
         return [part for sentence in self._sentences for part in sentence]
+
+    @functools.cached_property
+    def _weight(self) -> int:
+        if self._settings.weight == "sentences":
+            return len(self._learned)
+        return max(1, sum(any(tag != OUTSIDE for tag in one.tags) for one in self._learned))
 
     @functools.cached_property
     def _held_out(self) -> tuple[Sentence, ...]:
