@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from benchmarks.sides import ROOT
-from cloister.federated.training.corpus import OUTSIDE, Columns, Sentence, TagSet, read_corpus
+from cloister.federated.training.corpus import Columns, Sentence, TagSet, naming, read_corpus
 from cloister.federated.training.learning import Course, Learning, Part, Reading, learn_parts, predict
 from cloister.federated.training.partition import Way, partition
 from cloister.federated.training.pieces import Encode, Marks, encoder_of
@@ -112,8 +112,7 @@ def computed(corpus: Corpus, trial: Trial) -> Score:
     shares = [parts[trial.party]] if trial.party is not None else parts
     learned = [[piece for sentence in share for piece in reading.of(sentence)] for share in shares]
     bfloat16 = has_bfloat16() and (trial.encoder or corpus.encoder) != "characters"
-    named = [sum(any(tag != OUTSIDE for tag in one.tags) for one in share) for share in shares]
-    weights = named if trial.entities else [len(one) for one in shares]
+    weights = [naming(one) if trial.entities else len(one) for one in shares]
     train_together(model, learned, weights, corpus, trial.seed, proximal=trial.proximal, bfloat16=bfloat16)
     scores = predict(model, test, reading, bfloat16=bfloat16).scores
     f1, precision, recall = (round(100 * one, 3) for one in (scores.f1, scores.precision, scores.recall))

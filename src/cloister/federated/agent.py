@@ -68,7 +68,7 @@ from cloister.federated.messages import (
     Session,
     Vouched,
 )
-from cloister.federated.own_workload import OwnWorkload
+from cloister.federated.own_workload import EVIDENCE_SECONDS, OwnWorkload
 from cloister.federated.provenance import NAME, Provenance, agreed_chain, verify_files, verify_run
 from cloister.federated.sealed_call import call
 from cloister.manifest.signed import parse_signed
@@ -81,7 +81,6 @@ AT_ONCE: Final = 0.05
 RETRY: Final = 2.0
 MOST_RETRIES: Final = 15
 """The pause before another try grows with their number, to this many times :data:`RETRY`."""
-EVIDENCE_SECONDS: Final = 60.0
 _log = logging.getLogger("cloister.federated")
 
 

@@ -134,9 +134,11 @@ class OwnWorkload:
                 with self.connect() as client:
                     if client.attestation is None or client.attestation.keys.tls_spki_sha256 != key:
                         raise FederationError("the workload is another than was admitted a moment ago")
-                    done.set_result(call(client, TASK, task, Done, seconds=OPEN_SECONDS))
+                    found = call(client, TASK, task, Done, seconds=OPEN_SECONDS)
             except BaseException as error:
                 done.set_exception(error)
+            else:
+                done.set_result(found)
 
         self._handed, self._held, self.doubted = True, False, False
         self._taking = _Taking(done, time.monotonic() + TAKE_SECONDS, (admitted, self._peers))

@@ -23,7 +23,7 @@ from cloister.channel.middleware import SealedGateway
 from cloister.errors import FederationError
 from cloister.evidence.bundle import encode_bundle
 from cloister.evidence.key_material import BrokerIdentity
-from cloister.federated.agent import EVIDENCE_SECONDS, Agent
+from cloister.federated.agent import Agent
 from cloister.federated.aggregator import Aggregator
 from cloister.federated.agreement import AgreedFederation
 from cloister.federated.final_model import write_model
@@ -65,6 +65,7 @@ from cloister.federated.messages import (
     WorkAsked,
     Written,
 )
+from cloister.federated.own_workload import EVIDENCE_SECONDS
 from cloister.federated.party_words import accept_word
 from cloister.federated.progress import encode_fact
 from cloister.federated.provenance import STATEMENT, nonce_of

@@ -79,6 +79,11 @@ class TagSet:
         return before is not None and before in (after, after - 1)
 
 
+def naming(sentences: Iterable[Sentence]) -> int:
+    """How many of them name something."""
+    return sum(any(tag != OUTSIDE for tag in one.tags) for one in sentences)
+
+
 def read_corpus(
     file: BinaryIO, kind: Format, tags: TagSet, *, what: str, columns: Columns | None = None
 ) -> tuple[Sentence, ...]:

@@ -27,11 +27,11 @@ from cloister.errors import UsageError
 from cloister.federated.tasks import ExamplePrivacy, Opening, Scored, Settings, Step, Trained
 from cloister.federated.training.corpus import (
     FORMATS,
-    OUTSIDE,
     Columns,
     Format,
     Sentence,
     TagSet,
+    naming,
     read_corpus,
 )
 from cloister.federated.training.learning import Part, learn_parts, optimiser_of, predict, products
@@ -202,7 +202,7 @@ class NerTraining:
     def _weight(self) -> int:
         if self._settings.weight == "sentences":
             return len(self._learned)
-        return max(1, sum(any(tag != OUTSIDE for tag in one.tags) for one in self._learned))
+        return max(1, naming(self._learned))
 
     @functools.cached_property
     def _held_out(self) -> tuple[Sentence, ...]:
