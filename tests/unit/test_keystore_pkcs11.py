@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -508,25 +509,68 @@ def test_processes_that_rotate_at_one_moment_never_share_a_number(soft_token: So
     store.generate("k", owner=OWNER, now=NOW)
     code = f"""
 from cloister.errors import KeystoreUnavailable
-for _ in range(8):
+store.describe("k")
+print("ready", flush=True)
+sys.stdin.buffer.readline()
+for _ in range(30):
     try:
         store.rotate("k", now={NOW})
     except KeystoreUnavailable as error:
         print(error)
 """
-    processes = [soft_token.python(code) for _ in range(2)]
-    wrapped = []
-    while any(process.poll() is None for process in processes):
-        wrapped.append(store.wrap("k", SECRET, AAD))
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+    with contextlib.ExitStack() as ends:
+        processes = [ends.enter_context(ended(soft_token.python(code))) for _ in range(2)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+        wrapped = []
+        while any(process.poll() is None for process in processes):
+            wrapped.append(store.wrap("k", SECRET, AAD))
+        for process in processes:
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
     versions = store.describe("k")
     assert [one.version for one in versions] == list(range(1, len(versions) + 1))
     assert len(versions) > 1
     assert {store.unwrap("k", one, AAD) for one in wrapped} == {SECRET}
     assert not claims_of(store)
     assert keys_in(soft_token) == len(versions)
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """``process``, which nothing is left of, whatever goes wrong."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_claim_is_seen_that_the_module_takes_for_seen(soft_token: SoftToken) -> None:
+    """SoftHSM, with a change of its own, takes one of another process for seen until there is a third."""
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    store.describe("k")
+    theirs, ours = (claimed("k", 2, OWNER, NOW, number * 32) for number in "ab")
+    code = f"""
+from cloister.broker.keystores.records import claimed
+store._write(claimed("k", 2, {OWNER!r}, {NOW}, {theirs.object!r}))
+"""
+    with ended(soft_token.python(code)) as process:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    store._write(ours)
+    with pytest.raises(KeystoreUnavailable, match="at the same moment"):
+        store._read_alone("k", ours)
+    assert {one.object for one in store._records_anew("k") if one.version == 2} == {
+        theirs.object,
+        ours.object,
+    }
 
 
 def test_a_record_never_leads_to_another_key(soft_token: SoftToken) -> None:

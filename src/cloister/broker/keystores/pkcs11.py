@@ -99,6 +99,13 @@ class Pkcs11Keystore(RecordedKeystore):
     def _records(self, key: str) -> list[VersionRecord]:
         return self._ask(lambda session: recorded(session, key))
 
+    def _records_anew(self, key: str) -> list[VersionRecord]:
+        # A module may answer from memory. SoftHSM counts changes, and with one of its own it takes another process's for
+        # seen: only a start forgets. It lists a directory, where what is renewed meanwhile may be in neither form: the
+        # second search is of what the first may have missed.
+        self._ask(lambda session: recorded(session, key), anew=True)
+        return self._records(key)
+
     def _create(self, key: str, number: int) -> str:
         name = self._entropy(ID_SIZE)
         self._ask(lambda session: generate(session, key_label(key, number), name))
@@ -135,10 +142,13 @@ class Pkcs11Keystore(RecordedKeystore):
             )
         return plaintext
 
-    def _ask(self, work: Callable[[Session], T]) -> T:
-        """In the session at hand, else in a new one, else after starting the module anew. ``work`` may run twice."""
+    def _ask(self, work: Callable[[Session], T], *, anew: bool = False) -> T:
+        """In the session at hand, else in a new one, else after starting the module anew, which ``anew`` does at once.
+
+        ``work`` may run twice.
+        """
         with self._module.lock:
-            for start in (self._current, self._open, self._reopen):
+            for start in (self._reopen,) if anew else (self._current, self._open, self._reopen):
                 try:
                     return translated(work, start() or self._open())
                 except Lost as lost:
