@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,18 @@ def test_observations_survive_a_file_and_a_file_of_another_text_is_refused(tmp_p
         assert one.logprobs.tolist() == other.logprobs.tolist()
     with pytest.raises(FormatError, match="another text"):
         Observations.load(tmp_path / "seen", Windows(((0, 1, 2), (2, 0, 2)), 1))
+
+
+def test_observations_that_a_disk_cannot_hold_leave_no_part_of_a_file(tmp_path: Path) -> None:
+    seen = Observations(WINDOWS, tuple(observe(Fixed([0.6, 0.3, 0.1]), WINDOWS).predictions))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            seen.save(tmp_path / "seen")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -86,16 +86,20 @@ class Observations:
     predictions: tuple[Prediction, ...]
 
     def save(self, target: Path) -> None:
-        """Write a file that :meth:`load` reads: numbers only, for a process that holds another model."""
+        """Write a file that :meth:`load` reads: numbers only, for a process with another model. Whole or not at all."""
         with target.open("xb") as file:
-            np.savez(
-                file,
-                digest=np.frombuffer(bytes.fromhex(self.windows.digest), np.uint8),
-                lengths=np.array([one.tokens.size for one in self.predictions], np.int64),
-                complete=np.array([one.complete for one in self.predictions], np.bool_),
-                tokens=np.concatenate([one.tokens for one in self.predictions]),
-                logprobs=np.concatenate([one.logprobs for one in self.predictions]),
-            )
+            try:
+                np.savez(
+                    file,
+                    digest=np.frombuffer(bytes.fromhex(self.windows.digest), np.uint8),
+                    lengths=np.array([one.tokens.size for one in self.predictions], np.int64),
+                    complete=np.array([one.complete for one in self.predictions], np.bool_),
+                    tokens=np.concatenate([one.tokens for one in self.predictions]),
+                    logprobs=np.concatenate([one.logprobs for one in self.predictions]),
+                )
+            except BaseException:
+                target.unlink()  # on a disk that is full it would take the last room
+                raise
 
     @classmethod
     def load(cls, source: Path, windows: Windows) -> Self:
