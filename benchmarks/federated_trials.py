@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from benchmarks.sides import ROOT
-from cloister.federated.training.corpus import Columns, Sentence, TagSet, naming, read_corpus
+from cloister.federated.training.corpus import Columns, Sentence, TagSet, balanced, naming, read_corpus
 from cloister.federated.training.learning import Course, Learning, Part, Reading, learn_parts, predict
 from cloister.federated.training.partition import Way, partition
 from cloister.federated.training.pieces import Encode, Marks, encoder_of
@@ -25,6 +25,12 @@ from cloister.inference.lowbit.training import has_bfloat16
 from cloister.inference.quiet import quietly
 
 Encoder = Literal["MiniLM", "MiniLM with characters", "characters"]
+Weight = Literal["sentences", "entities", "balanced"]
+WEIGHTS: Final[dict[Weight, Callable[[Sequence[Sentence]], int]]] = {
+    "sentences": len,
+    "entities": naming,
+    "balanced": balanced,
+}
 PLAIN: Final[dict[str, Any]] = {
     "attention_probs_dropout_prob": 0.0,
     "hidden_dropout_prob": 0.0,
@@ -78,8 +84,8 @@ class Trial:
     """Times the corpus's rates."""
     proximal: float = 0.0
     """FedProx's μ at parties that learn together."""
-    entities: bool = False
-    """Whether a party weighs by its sentences that name something, and not by all."""
+    weight: Weight = "sentences"
+    """What a party weighs by: all of its sentences, those that name something (which the task does not have), or both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,7 @@ def computed(corpus: Corpus, trial: Trial) -> Score:
     shares = [parts[trial.party]] if trial.party is not None else parts
     learned = [[piece for sentence in share for piece in reading.of(sentence)] for share in shares]
     bfloat16 = has_bfloat16() and (trial.encoder or corpus.encoder) != "characters"
-    weights = [naming(one) if trial.entities else len(one) for one in shares]
+    weights = [WEIGHTS[trial.weight](one) for one in shares]
     train_together(model, learned, weights, corpus, trial.seed, proximal=trial.proximal, bfloat16=bfloat16)
     scores = predict(model, test, reading, bfloat16=bfloat16).scores
     f1, precision, recall = (round(100 * one, 3) for one in (scores.f1, scores.precision, scores.recall))

@@ -80,11 +80,11 @@ def test_a_party_learns_from_its_file_and_its_held_out_part_says_so(opened: Any)
     assert after.metrics["loss"] < before.metrics["loss"]
 
 
-def test_an_update_weighs_by_the_sentences_that_name_something_where_all_agreed_so(opened: Any) -> None:
-    some = b"rome\tB-PLACE\nsleeps\tO\n\n" + b"she\tO\nsleeps\tO\n\n" * 5
+def test_an_update_weighs_by_sentences_or_by_what_they_name_too_as_all_agreed(opened: Any) -> None:
+    some = b"rome\tB-PLACE\nsleeps\tO\n\n" + b"she\tO\nsleeps\tO\n\n" * 8
     none = b"she\tO\nsleeps\tO\n\n" * 5
     for content, weight, expected in (
-        (some, "sentences", 6), (some, "entities", 1), (none, "sentences", 5), (none, "entities", 1),
+        (some, "sentences", 9), (some, "balanced", 3), (none, "sentences", 5), (none, "balanced", 1),
     ):  # fmt: skip
         task = opened(FILES | {"train.conll": content}, {"epochs": 1, "weight": weight})
         trained = task.train(task.arrays(), number=1, seed=7, step=quiet)
@@ -223,7 +223,7 @@ def test_arrays_of_another_model_are_refused_and_change_nothing(what: str, opene
         ({"crf": True}, "'crf'"),
         ({"rate-ppm": 0}, "'rate-ppm'"),
         ({"warmup-ppm": 1_000_000}, "'warmup-ppm'"),
-        ({"weight": "tokens"}, "none of sentences, entities"),
+        ({"weight": "tokens"}, "none of sentences, balanced"),
         ({"precision": "int8"}, "none of auto, fp32, bf16"),
         ({"length": 65}, "64 tokens at once"),
         ({"stride": 40}, "windows of 48 tokens"),
@@ -235,6 +235,11 @@ def test_settings_that_the_task_does_not_know_are_refused_in_one_line(
     with pytest.raises(UsageError, match=says) as refused:
         opened(changed=changed)
     assert "\n" not in str(refused.value)
+
+
+def test_a_weight_that_tells_what_the_privacy_of_examples_hides_is_refused(opened: Any) -> None:
+    with pytest.raises(UsageError, match="balanced weight tells"):
+        opened(privacy=PRIVACY, changed={"weight": "balanced"})
 
 
 VALUES = st.one_of(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Literal
 
@@ -82,6 +83,11 @@ class TagSet:
 def naming(sentences: Iterable[Sentence]) -> int:
     """How many of them name something."""
     return sum(any(tag != OUTSIDE for tag in one.tags) for one in sentences)
+
+
+def balanced(sentences: Collection[Sentence]) -> int:
+    """The geometric mean of their number and of how many name something; 1 at least."""
+    return max(1, math.isqrt(len(sentences) * naming(sentences)))
 
 
 def read_corpus(
