@@ -112,6 +112,16 @@ class NetworkContract:
                 store.rotate(name, now=NOW + 1)
             server.faults.clear()
             assert store.unwrap(name, wrapped, AAD) == SECRET
+            versions = len(store.describe(name))
+            # Whatever was lost: the version that is ordered next is made, and never one before given for it.
+            assert store.rotate(name, now=NOW + 2, number=versions + 1).version == versions + 1
+            store.generate(f"{name}b", owner=OWNER, now=NOW)
+            name, wrapped = f"{name}b", store.wrap(f"{name}b", SECRET, AAD)
+            server.fail(operation, *[lost()] * foreign.ATTEMPTS)
+            with pytest.raises(KeystoreUnavailable):
+                store.rotate(name, now=NOW + 1)
+            server.faults.clear()
+            assert store.unwrap(name, wrapped, AAD) == SECRET
             assert store.rotate(name, now=NOW + 2).version == 2
             assert [one.state for one in store.describe(name)] == ["retired", "active"]
             assert store.wrap(name, SECRET, AAD)[:4] == (2).to_bytes(4, "big")

@@ -120,6 +120,19 @@ class KeystoreContract:
             (3, "active", NOW + 20),
         ]
 
+    def test_a_version_that_is_asked_for_by_its_number_is_made_once_and_no_other(
+        self, store: Keystore, key: str
+    ) -> None:
+        store.generate(key, owner=OWNER, now=NOW)
+        assert store.rotate(key, now=NOW + 10, number=2).version == 2
+        again = store.rotate(key, now=NOW + 20, number=2)
+        assert (again.version, again.created) == (2, NOW + 10)
+        for number in (1, 4):
+            with pytest.raises(KeystoreError, match="cannot be made, the newest is 2"):
+                store.rotate(key, now=NOW + 20, number=number)
+        assert [one.version for one in store.describe(key)] == [1, 2]
+        assert store.rotate(key, now=NOW + 20, number=3).version == 3
+
     def test_a_destroyed_version_stays_in_the_description(self, store: Keystore, key: str) -> None:
         store.generate(key, owner=OWNER, now=NOW)
         store.rotate(key, now=NOW + 10)

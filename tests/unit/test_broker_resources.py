@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from broker_parts import CHEAP, NOW, PASSPHRASE, Clock, execute
 from cloister.broker.audit import AuditDamaged, Fact
 from cloister.broker.keystores import KeyDescription, Keystore
 from cloister.broker.keystores.local import LocalKeystore
+from cloister.broker.keystores.versioned import ForeignVersion, VersionedKeystore
 from cloister.broker.laptop import Laptop
 from cloister.broker.resources import LOCAL, MAX_RESOURCE, Resources, associated_data
 from cloister.broker.state_key import StateKey
@@ -282,3 +285,128 @@ def test_a_key_that_another_process_made_just_before_is_used(
     monkeypatch.setattr(resources, "has_key", lambda _repository: next(answers))
     resources.ensure_key("models", owner="ada", now=NOW)
     assert [one.version for one in resources.describe("models")[1]] == [1]
+
+
+class Foreign(VersionedKeystore):
+    """A store that two replicas share."""
+
+    algorithm = "none"
+    label = "test"
+
+    def __init__(self, versions: dict[str, list[ForeignVersion]]) -> None:
+        super().__init__()
+        self.versions = versions
+
+    def _read(self, key: str) -> tuple[ForeignVersion, ...]:
+        return tuple(self.versions.get(key, ()))
+
+    def _make(self, key: str, number: int, owner: str, now: int) -> ForeignVersion:
+        made = ForeignVersion(number, now, owner, destroyed=False, handle=str(number))
+        self.versions.setdefault(key, []).append(made)
+        return made
+
+    def _shred(self, key: str, version: ForeignVersion) -> None:
+        self.versions[key][version.number - 1] = replace(version, destroyed=True)
+
+    def _encrypt(self, key: str, version: ForeignVersion, plaintext: bytes, aad: bytes) -> bytes:
+        return plaintext
+
+    def _decrypt(self, key: str, version: ForeignVersion, body: bytes, aad: bytes) -> bytes:
+        return body
+
+
+class Replicas:
+    """Two brokers on one state; ``meanwhile`` happens once, after the first of them has wrapped something."""
+
+    def __init__(self, laptop: Laptop, other: Laptop, store: str) -> None:
+        self.journals = laptop.state.journal, other.state.journal
+        self.meanwhile: Callable[[], object] | None = None
+        versions: dict[str, list[ForeignVersion]] = {}
+        placed = {"apart": store} if store != LOCAL else {}
+        self.one, self.two = (
+            Resources(
+                journal,
+                laptop.state.key,
+                {LOCAL: LocalKeystore(journal, laptop.state.key), "foreign": Foreign(versions)},
+                placed=placed,
+            )
+            for journal in self.journals
+        )
+        stored = self.one._stores[store]
+        wrap = stored.wrap
+
+        def wrapped(key: str, plaintext: bytes, aad: bytes) -> bytes:
+            found = wrap(key, plaintext, aad)
+            if self.meanwhile is not None:
+                meanwhile, self.meanwhile = self.meanwhile, None
+                self.journals[1].catch_up()
+                meanwhile()
+            return found
+
+        stored.wrap = wrapped  # type: ignore[method-assign]
+
+    def put(self, path: str, content: bytes) -> int:
+        store = self.one.prepare(path, content, owner="ada", now=NOW)
+
+        def work(transaction: Transaction) -> int:
+            version = store(transaction)
+            transaction.log(Fact("resource", "done", resource=path))
+            return version
+
+        return self.journals[0].transact(work)
+
+
+@pytest.fixture(params=[LOCAL, "foreign"])
+def replicas(request: pytest.FixtureRequest, laptop: Laptop, tmp_path: Path) -> Replicas:
+    other = Laptop.open(tmp_path / "state", PASSPHRASE, now=Clock())
+    return Replicas(laptop, other, request.param)
+
+
+def test_a_rewrap_that_another_replica_overtook_never_brings_back_a_version_that_is_destroyed(
+    replicas: Replicas,
+) -> None:
+    replicas.put("apart/key/a", b"secret")
+
+    def overtake() -> None:
+        assert replicas.two.rotate("apart", now=NOW, number=3)[0].version == 3
+        for version in (1, 2):
+            assert replicas.two.destroy_key("apart", version).state == "destroyed"
+
+    replicas.meanwhile = overtake
+    assert replicas.one.rotate("apart", now=NOW, number=2)[0].version == 2
+    assert replicas.meanwhile is None
+    for resources, journal in zip((replicas.one, replicas.two), replicas.journals, strict=True):
+        journal.catch_up()
+        assert resources.read("apart/key/a") == (1, b"secret")
+
+
+def test_what_was_wrapped_under_a_version_that_another_replica_destroyed_is_not_stored(
+    replicas: Replicas,
+) -> None:
+    replicas.put("apart/key/a", b"secret")
+
+    def overtake() -> None:
+        replicas.two.rotate("apart", now=NOW, number=2)
+        replicas.two.destroy_key("apart", 1)
+
+    replicas.meanwhile = overtake
+    with pytest.raises(UsageError, match="the key of apart was changed just now"):
+        replicas.put("apart/key/b", b"only copy")
+    replicas.put("apart/key/b", b"only copy")
+    assert replicas.one.read("apart/key/b") == (1, b"only copy")
+    assert replicas.one.read("apart/key/a") == (1, b"secret")
+
+
+def test_a_key_that_others_change_all_the_time_ends_in_one_line(replicas: Replicas) -> None:
+    replicas.put("apart/key/a", b"secret")
+
+    def again() -> None:
+        replicas.two.rotate("apart", now=NOW, number=len(replicas.two.describe("apart")[1]) + 1)
+        replicas.two.destroy_key("apart", len(replicas.two.describe("apart")[1]) - 1)
+        replicas.meanwhile = again
+
+    replicas.meanwhile = again
+    with pytest.raises(KeystoreUnavailable, match="changed by others all the time"):
+        replicas.one.rewrap("apart")
+    replicas.meanwhile = None
+    assert replicas.one.read("apart/key/a") == (1, b"secret")

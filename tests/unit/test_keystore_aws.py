@@ -139,7 +139,7 @@ def test_a_rotation_that_another_broker_began_is_finished_and_its_key_used(
 ) -> None:
     one, other = open_store(), open_store()
     one.generate("begun", owner=OWNER, now=NOW)
-    server.fail("TagResource", *[Unasked()] * 3)
+    server.fail("TagResource", Unasked())
     with pytest.raises(KeystoreUnavailable):
         one.rotate("begun", now=NOW + 1)
     begun = one._key_behind("alias/cloister/id/begun/2")

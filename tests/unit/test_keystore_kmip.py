@@ -316,11 +316,12 @@ class StagedKeystore(KmipKeystore):
         OPENED.append(self)
         self.stage = stage
 
-    def _write(self, record: VersionRecord) -> None:
+    def _write(self, record: VersionRecord, *, may: Callable[[], None] = lambda: None) -> None:
         before, after = self.stage.before, self.stage.after
         self.stage.before = self.stage.after = lambda: None
         before()
         fails = self.stage.fails.pop(record.state, "")
+        may()
         if fails != "before":
             super()._write(record)
         if fails:

@@ -6,9 +6,11 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -381,18 +383,29 @@ def test_a_process_killed_in_the_middle_of_rotations_leaves_a_usable_key(soft_to
     wrapped = store.wrap("k", SECRET, AAD)
     for attempt in range(3):
         now = NOW + attempt * CLAIM_ENDS  # so what the one before was killed in is over
-        process = soft_token.python(
-            f'print("go", flush=True)\nwhile True:\n    store.rotate("k", now={now})\n    print("r", flush=True)'
-        )
-        assert process.stdout is not None
-        assert [process.stdout.readline() for _ in range(3)] == [b"go\n", b"r\n", b"r\n"]
-        process.kill()
-        process.communicate(timeout=60)
+        code = f'print("go", flush=True)\nwhile True:\n    store.rotate("k", now={now})\n    print("r", flush=True)'
+        with ended(soft_token.python(code)) as process:
+            assert process.stdout is not None
+            assert [process.stdout.readline() for _ in range(3)] == [b"go\n", b"r\n", b"r\n"]
+            stop_between_logins(process, soft_token)
         versions = store.describe("k")
         assert [one.version for one in versions] == list(range(1, len(versions) + 1))
         assert [one.state for one in versions] == ["retired"] * (len(versions) - 1) + ["active"]
         assert store.unwrap("k", store.wrap("k", SECRET, AAD), AAD) == SECRET
     assert store.unwrap("k", wrapped, AAD) == SECRET
+
+
+def stop_between_logins(process: subprocess.Popen[bytes], soft_token: SoftToken) -> None:
+    """SoftHSM empties the token's file at each login and writes it anew: who is killed there leaves no token."""
+    (file,) = soft_token.directory.glob("tokens/*/token.object")
+    for _ in range(1000):
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        if file.stat().st_size:
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.01)
+    raise AssertionError("the token's file is always empty")
 
 
 def keys_in(soft_token: SoftToken) -> int:
@@ -415,8 +428,8 @@ class StagedKeystore(Pkcs11Keystore):
         super().__init__(MODULE, token.label, PIN, clock=lambda: self.time)
         self.stage: Callable[[], None] | None = None
 
-    def _write(self, record: VersionRecord) -> None:
-        super()._write(record)
+    def _write(self, record: VersionRecord, *, may: Callable[[], None] = lambda: None) -> None:
+        super()._write(record, may=may)
         if self.stage is not None and record.state == self.state:
             stage, self.stage = self.stage, None
             stage()
@@ -507,6 +520,7 @@ def test_a_token_pulled_out_after_a_record_is_gone_on_with(soft_token: SoftToken
 def test_processes_that_rotate_at_one_moment_never_share_a_number(soft_token: SoftToken) -> None:
     store = soft_token.open()
     store.generate("k", owner=OWNER, now=NOW)
+    store.describe("k")
     code = f"""
 from cloister.errors import KeystoreUnavailable
 store.describe("k")
@@ -529,7 +543,8 @@ for _ in range(30):
             process.stdin.flush()
         wrapped = []
         while any(process.poll() is None for process in processes):
-            wrapped.append(store.wrap("k", SECRET, AAD))
+            with contextlib.suppress(KeystoreUnavailable):
+                wrapped.append(store.wrap("k", SECRET, AAD))
         for process in processes:
             _, errors = process.communicate(timeout=60)
             assert process.returncode == 0, errors
@@ -567,10 +582,74 @@ store._write(claimed("k", 2, {OWNER!r}, {NOW}, {theirs.object!r}))
     store._write(ours)
     with pytest.raises(KeystoreUnavailable, match="at the same moment"):
         store._read_alone("k", ours)
-    assert {one.object for one in store._records_anew("k") if one.version == 2} == {
-        theirs.object,
-        ours.object,
-    }
+    assert set(claims_of(store)) == {theirs, ours}
+
+
+def test_a_claim_that_became_a_version_out_of_sight_is_not_cleared_with_its_key(
+    soft_token: SoftToken,
+) -> None:
+    store = soft_token.open()
+    for key in ("k", "other"):
+        store.generate(key, owner=OWNER, now=NOW)
+    code = f"""
+from cloister.broker.keystores.records import claimed, made
+name = store._create("k", 2)
+store._write(claimed("k", 2, {OWNER!r}, {NOW}, name))
+print("claimed", flush=True)
+sys.stdin.buffer.readline()
+store._write(made("k", 2, {OWNER!r}, {NOW}, name))
+"""
+    with ended(soft_token.python(code)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"claimed\n"
+        assert len(claims_of(store)) == 1
+        _, errors = process.communicate(
+            b"go\n", timeout=60
+        )  # it makes the version, and crashes with its claim there
+        assert process.returncode == 0, errors
+    store._create("other", 99)  # a change of our own, by which the module takes theirs for seen
+    assert store.rotate("k", now=NOW + CLAIM_ENDS, number=3).version == 3
+    assert store.describe("k")[1].state == "retired"
+    assert soft_token.open()._decrypt("k", store._read("k")[1], _wrapped_under(store, 2), AAD) == SECRET
+
+
+def _wrapped_under(store: Pkcs11Keystore, number: int) -> bytes:
+    return store._encrypt("k", store._read("k")[number - 1], SECRET, AAD)
+
+
+def test_what_another_broker_made_is_seen_although_the_module_takes_it_for_seen(
+    soft_token: SoftToken,
+) -> None:
+    store = soft_token.open()
+    for key in ("k", "other"):
+        store.generate(key, owner=OWNER, now=NOW)
+    store.describe("k")
+    with ended(soft_token.python(f'print(store.rotate("k", now={NOW}).version)')) as process:
+        out, errors = process.communicate(timeout=60)
+        assert out == b"2\n", errors
+    store._create("other", 99)
+    assert store.wrap("k", SECRET, AAD)[:4] == (2).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("where", ["behind another call into the module", "before it read"])
+def test_a_version_whose_broker_waited_too_long_is_not_made(soft_token: SoftToken, where: str) -> None:
+    store = StagedKeystore(soft_token)
+    store.generate("k", owner=OWNER, now=NOW)
+    ask = store._ask
+
+    def late(work: Callable[[object], object], *, anew: bool = False) -> object:
+        if where == "before it read" or claims:
+            store.time = CLAIM_SECONDS + 1.0
+        return ask(work, anew=anew)
+
+    claims: list[str] = []
+    store.stage = lambda: claims.append("there")
+    store._ask = late  # type: ignore[assignment]
+    with pytest.raises(KeystoreUnavailable, match="took too long"):
+        store.rotate("k", now=NOW)
+    store._ask = ask  # type: ignore[method-assign]
+    assert not claims_of(store)
+    assert [one.version for one in store.describe("k")] == [1]
 
 
 def test_a_record_never_leads_to_another_key(soft_token: SoftToken) -> None:

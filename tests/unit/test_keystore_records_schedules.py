@@ -7,7 +7,7 @@ be gone through. What a broker crashes in is a broker that is not answered any m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -116,7 +116,8 @@ class Replayed(RecordedKeystore):
         self._answer("create", number, name)
         return name
 
-    def _write(self, record: VersionRecord) -> None:
+    def _write(self, record: VersionRecord, *, may: Callable[[], None] = lambda: None) -> None:
+        may()
         self._answer("write", record)
 
     def _remove(self, record: VersionRecord) -> None:

@@ -197,7 +197,9 @@ class Administration:
     def _rotate(self, accepted: AcceptedOrder) -> Done:
         order = accepted.order
         self._require_next(order, self.next_version("rotate-key", order.subject))
-        described, rewrapped = self.state.resources.rotate(order.subject, now=self.now())
+        described, rewrapped = self.state.resources.rotate(
+            order.subject, now=self.now(), number=order.version
+        )
         self._record_key(accepted, f"version {described.version} active, {rewrapped} data keys wrapped anew")
         return Done(
             action="rotate-key", subject=order.subject, version=described.version, rewrapped=rewrapped

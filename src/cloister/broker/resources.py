@@ -9,7 +9,7 @@ and an owner who ends the key-encryption key ends the resource. Rotation wraps d
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,13 +21,14 @@ from cloister.broker.keystores.versions import MAX_OWNER
 from cloister.broker.state_key import KEY_SIZE, StateKey, seal, unseal
 from cloister.broker.transaction import Stored, Transaction
 from cloister.encoding import labelled_hash
-from cloister.errors import KeystoreError, UsageError
+from cloister.errors import KeystoreError, KeystoreUnavailable, UsageError
 
 RECORD_LABEL: Final = "cloister/broker-record/v2"
 WRAP_LABEL: Final = "cloister/broker-data-key/v1"
 MAX_RESOURCE: Final = 64 * 1024
 LOCAL: Final = "local"
 REWRAPPED_AT_ONCE: Final = 256
+MAX_REWRAPS: Final = 5
 
 Entropy = Callable[[int], bytes]
 
@@ -83,8 +84,7 @@ class Resources:
         data_key = self._entropy(KEY_SIZE)
         repository = repository_of(path)
         self.ensure_key(repository, owner=owner, now=now)
-        held = self._journal.held("key", repository)  # of the embedded store
-        key = 0 if held is None else held.version
+        epoch = self._epoch(repository)
         wrapped = self._wrap(path, data_key, aad)
         body = seal(AESGCM(data_key), content, aad, self._entropy)
 
@@ -93,7 +93,7 @@ class Resources:
                 raise UsageError(
                     f"{path} was changed by somebody else just now", todo="look, and put it again"
                 )
-            if transaction.version("key", repository) != key:
+            if transaction.version("key", self._placed_name(repository)) != epoch:
                 raise UsageError(f"the key of {repository} was changed just now", todo="put it again")
             return transaction.put("resource", path, body, wrapped)
 
@@ -132,39 +132,74 @@ class Resources:
         """The name of the key store and every version of the repository's key."""
         return self._placed.get(repository, LOCAL), self._store_of(repository).describe(repository)
 
-    def rotate(self, repository: str, *, now: int) -> tuple[KeyDescription, int]:
-        """A new key-encryption key, and every data key of the repository wrapped under it; how many those were.
+    def rotate(self, repository: str, *, now: int, number: int) -> tuple[KeyDescription, int]:
+        """Key-encryption key ``number``, and every data key of the repository wrapped under it; how many those were.
 
         If the key store fails in the middle, the rest is still wrapped under the version before, which is retired and
         still unwraps: rotating again, or :meth:`rewrap`, finishes it.
         """
-        described = self._store_of(repository).rotate(repository, now=now)
+        described = self._store_of(repository).rotate(repository, now=now, number=number)
         return described, self.rewrap(repository)
 
     def rewrap(self, repository: str) -> int:
         """Wrap every data key of a repository under the newest key-encryption key."""
         paths = [path for path in self._journal.names("resource") if repository_of(path) == repository]
-        done = 0
-        for start in range(0, len(paths), REWRAPPED_AT_ONCE):
-            wrapped: dict[str, tuple[int, bytes]] = {}
-            for path in paths[start : start + REWRAPPED_AT_ONCE]:
-                stored = self._journal.read("resource", path)
-                if stored is None or not stored.body:
-                    continue
-                aad = associated_data(path, stored.version)
-                wrapped[path] = (stored.version, self._wrap(path, self._data_key(path, stored, aad), aad))
-            done += self._exchange(repository, wrapped)
-        return done
+        return sum(
+            self._rewrap(repository, paths[start : start + REWRAPPED_AT_ONCE])
+            for start in range(0, len(paths), REWRAPPED_AT_ONCE)
+        )
 
     def destroy_key(self, repository: str, version: int) -> KeyDescription:
         """Shred one version of a repository's key; what it alone wrapped is lost for good."""
         store = self._store_of(repository)
         if any(one.version == version and one.state == "retired" for one in store.describe(repository)):
+            self._begin_destruction(repository, version)
             self.rewrap(repository)  # what was put while the key was rotated may still be under this version
         return store.destroy(repository, version)
 
-    def _exchange(self, repository: str, wrapped: Mapping[str, tuple[int, bytes]]) -> int:
-        def work(transaction: Transaction) -> int:
+    def _begin_destruction(self, repository: str, version: int) -> None:
+        """From here on nothing is stored that another replica wrapped before: it may be under this version.
+
+        The embedded store's own record tells that by itself: it changes with every rotation.
+        """
+        name = self._placed_name(repository)
+        if name == repository:
+            return
+
+        def work(transaction: Transaction) -> None:
+            transaction.put("key", name, b"")
+            reason = f"version {version} is going to be destroyed"
+            transaction.log(Fact("key", "done", resource=f"key:{name}", reason=reason))
+
+        self._journal.transact(work)
+
+    def _epoch(self, repository: str) -> int:
+        held = self._journal.held("key", self._placed_name(repository))
+        return 0 if held is None else held.version
+
+    def _rewrap(self, repository: str, paths: Sequence[str]) -> int:
+        for _ in range(MAX_REWRAPS):
+            epoch = self._epoch(repository)
+            wrapped: dict[str, tuple[int, bytes]] = {}
+            for path in paths:
+                stored = self._journal.read("resource", path)
+                if stored is None or not stored.body:
+                    continue
+                aad = associated_data(path, stored.version)
+                wrapped[path] = (stored.version, self._wrap(path, self._data_key(path, stored, aad), aad))
+            done = self._exchange(repository, wrapped, epoch)
+            if done is not None:
+                return done
+        raise KeystoreUnavailable(
+            f"the key of {repository} is being changed by others all the time", todo="rotate it again"
+        )
+
+    def _exchange(self, repository: str, wrapped: Mapping[str, tuple[int, bytes]], epoch: int) -> int | None:
+        """None if the key was changed meanwhile: what was wrapped may be under a version that is destroyed by now."""
+
+        def work(transaction: Transaction) -> int | None:
+            if transaction.version("key", self._placed_name(repository)) != epoch:
+                return None
             current = [
                 path
                 for path, (version, _) in wrapped.items()
@@ -199,6 +234,10 @@ class Resources:
 
     def _store_of(self, repository: str) -> Keystore:
         return self._stores[self._placed.get(repository, LOCAL)]
+
+    def _placed_name(self, repository: str) -> str:
+        """The record of the embedded store's key, or of another store's, which counts destructions."""
+        return repository if self._placed.get(repository, LOCAL) == LOCAL else self._name(repository)
 
     def _name(self, repository: str) -> str:
         return f"{self._placed.get(repository, LOCAL)}/{repository}"

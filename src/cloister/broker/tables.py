@@ -22,6 +22,7 @@ from cloister.errors import KeystoreError, KeystoreUnavailable, UsageError
 
 DATABASE: Final = "broker.sqlite"
 BUSY_SECONDS: Final = 10
+IDLE_SECONDS: Final = 30
 POOL: Final = 8
 SCHEMA: Final = "0001"
 """The newest migration: what this release reads and writes."""
@@ -140,7 +141,9 @@ def open_database(url: str) -> sa.Engine:
             pool_pre_ping=True,
             connect_args={
                 "connect_timeout": BUSY_SECONDS,
-                "options": f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout=60s",
+                "options": f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout=60s"
+                # A replica that stands still in a transaction would stop all others.
+                f" -c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
             },
         )
     raise UsageError(

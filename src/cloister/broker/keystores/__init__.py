@@ -42,8 +42,12 @@ class Keystore(Protocol):
         """Make a key: its version 1, active. Refuses an id that exists."""
         ...
 
-    def rotate(self, key: str, *, now: int) -> KeyDescription:
-        """Make the next version, active from now on; the ones before are retired."""
+    def rotate(self, key: str, *, now: int, number: int | None = None) -> KeyDescription:
+        """Make the next version, active from now on; the ones before are retired.
+
+        With ``number`` that version and no other: if it is the newest already, by another broker or before an answer was
+        lost, it is the answer.
+        """
         ...
 
     def wrap(self, key: str, plaintext: bytes, aad: bytes) -> bytes:

@@ -98,10 +98,12 @@ class AwsKeystore(VersionedKeystore):
         handle = self._key_once(_alias(key, str(number)), role)
         # The one of us that made the record is the owner of what follows from it.
         known = self._tags(record)
-        if value := known.get(f"cloister:v{number}"):
-            return _parsed(number, value, known.get("cloister:owner", ""))
-        self._tag(record, number, f"{now} {handle} live")
-        return ForeignVersion(number, now, known.get("cloister:owner", ""), destroyed=False, handle=handle)
+        value = known.get(f"cloister:v{number}")
+        if value is None:
+            value = f"{now} {handle} live"
+            # Once: when it is not answered, somebody may have destroyed the version before it is sent again.
+            self._tag(record, number, value, retry=False)
+        return _parsed(number, value, known.get("cloister:owner", ""))
 
     def _shred(self, key: str, version: ForeignVersion) -> None:
         record = self._key_behind(_alias(key, "record"))
@@ -198,10 +200,9 @@ class AwsKeystore(VersionedKeystore):
             raise foreign.garbage(STORE)
         return {str(one.get("TagKey")): str(one.get("TagValue")) for one in found}
 
-    def _tag(self, key_id: str, number: int, value: str) -> None:
-        self._existing(
-            "TagResource", KeyId=key_id, Tags=[{"TagKey": f"cloister:v{number}", "TagValue": value}]
-        )
+    def _tag(self, key_id: str, number: int, value: str, *, retry: bool = True) -> None:
+        tags = [{"TagKey": f"cloister:v{number}", "TagValue": value}]
+        self._existing("TagResource", retry=retry, KeyId=key_id, Tags=tags)
 
     def _existing(self, operation: str, *, retry: bool = True, **fields: Any) -> Any:
         try:

@@ -144,7 +144,7 @@ class AzureKeystore(VersionedKeystore):
         if not version.destroyed:
             self._write(key, {"event": "destroyed", "version": str(version.number)})
         name = _name(key, f"v{version.number}")
-        for one in [one for one in self._clients if one[0] == name]:
+        for one in [one for one in list(self._clients) if one[0] == name]:
             self._clients.pop(one, None)
         # Deleted a moment ago, it will be among the deleted keys; long ago, it may have been purged since.
         expected = not version.destroyed

@@ -176,9 +176,10 @@ class KmipKeystore(RecordedKeystore):
             self._cache[name] = record
         return record
 
-    def _write(self, record: VersionRecord) -> None:
+    def _write(self, record: VersionRecord, *, may: Callable[[], None] = lambda: None) -> None:
         from kmip.core import enums, objects, secrets  # noqa: PLC0415
 
+        may()  # what is waited for from here on has its bound
         kind = enums.AttributeType
         self._ask(
             "register",

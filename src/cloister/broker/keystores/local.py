@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cloister.broker.audit import Fact
 from cloister.broker.journal import Journal
 from cloister.broker.keystores import KeyDescription, KeyState
+from cloister.broker.keystores.versioned import not_next
 from cloister.broker.keystores.versions import (
     MAX_VERSIONS,
     check_aad,
@@ -87,9 +88,14 @@ class LocalKeystore:
 
         return self._journal.transact(work)
 
-    def rotate(self, key: str, *, now: int) -> KeyDescription:
+    def rotate(self, key: str, *, now: int, number: int | None = None) -> KeyDescription:
         def work(transaction: Transaction) -> KeyDescription:
             found = self._open(transaction, key)
+            newest = found.versions[-1]
+            if number == newest.version:
+                return _described(key, found.owner, newest)
+            if number not in (None, newest.version + 1):
+                raise not_next(key, number, newest.version)
             if len(found.versions) >= MAX_VERSIONS:
                 raise KeystoreError(
                     f"the key {key} has {MAX_VERSIONS} versions", todo="use another repository"

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NONCE_SIZE: Final = 12
+PAUSES: Final = (0.05, 0.2)
+"""Seconds before the module is started once more. SoftHSM writes a file at each login, and shows no token meanwhile."""
 
 
 @dataclass
@@ -54,6 +56,8 @@ class _Module:
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     starts: int = 0
+    changed: bool = False
+    """Whether this process has changed a token since the start."""
 
 
 _MODULES: Final[dict[str, _Module]] = {}
@@ -75,8 +79,10 @@ class Pkcs11Keystore(RecordedKeystore):
         *,
         entropy: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(clock)
+        self._sleep = sleep
         self._path = str(module)
         self._token = token
         self._pin = _text(pin)
@@ -97,28 +103,38 @@ class Pkcs11Keystore(RecordedKeystore):
             self._drop()
 
     def _records(self, key: str) -> list[VersionRecord]:
-        return self._ask(lambda session: recorded(session, key))
-
-    def _records_anew(self, key: str) -> list[VersionRecord]:
-        # A module may answer from memory. SoftHSM counts changes, and with one of its own it takes another process's for
-        # seen: only a start forgets. It lists a directory, where what is renewed meanwhile may be in neither form: the
-        # second search is of what the first may have missed.
-        self._ask(lambda session: recorded(session, key), anew=True)
-        return self._records(key)
+        with self._module.lock:
+            if self._module.changed:
+                # A module may answer from memory. SoftHSM counts changes, and with one of its own it takes those of other
+                # processes for seen: only a start forgets. And it lists a directory, where a claim that becomes a version
+                # meanwhile may be in neither form: the second search is of what the first may have missed.
+                self._ask(lambda session: recorded(session, key), anew=True)
+            return self._ask(lambda session: recorded(session, key))
 
     def _create(self, key: str, number: int) -> str:
         name = self._entropy(ID_SIZE)
-        self._ask(lambda session: generate(session, key_label(key, number), name))
+        self._change(lambda session: generate(session, key_label(key, number), name))
         return name.hex()
 
-    def _write(self, record: VersionRecord) -> None:
-        self._ask(lambda session: write(session, record))
+    def _write(self, record: VersionRecord, *, may: Callable[[], None] = lambda: None) -> None:
+        def work(session: Session) -> None:
+            may()  # here, where nobody waits any more
+            write(session, record)
+
+        self._change(work)
 
     def _remove(self, record: VersionRecord) -> None:
-        self._ask(lambda session: remove(session, record))
+        self._change(lambda session: remove(session, record))
 
     def _erase(self, key: str, number: int, name: str) -> None:
-        self._ask(lambda session: erase(session, key, number, name))
+        self._change(lambda session: erase(session, key, number, name))
+
+    def _change(self, work: Callable[[Session], None]) -> None:
+        def changing(session: Session) -> None:
+            self._module.changed = True
+            work(session)
+
+        self._ask(changing)
 
     def _encrypt(self, key: str, version: ForeignVersion, plaintext: bytes, aad: bytes) -> bytes:
         nonce = self._entropy(NONCE_SIZE)
@@ -145,10 +161,13 @@ class Pkcs11Keystore(RecordedKeystore):
     def _ask(self, work: Callable[[Session], T], *, anew: bool = False) -> T:
         """In the session at hand, else in a new one, else after starting the module anew, which ``anew`` does at once.
 
-        ``work`` may run twice.
+        ``work`` may run several times.
         """
         with self._module.lock:
-            for start in (self._reopen,) if anew else (self._current, self._open, self._reopen):
+            starts = [self._reopen] if anew else [self._current, self._open, self._reopen]
+            for start, pause in [(one, 0.0) for one in starts] + [(self._reopen, one) for one in PAUSES]:
+                if pause:
+                    self._sleep(pause)
                 try:
                     return translated(work, start() or self._open())
                 except Lost as lost:
@@ -187,12 +206,13 @@ class Pkcs11Keystore(RecordedKeystore):
             if anew:
                 self._module.starts += 1
                 library.reinitialize()
+                self._module.changed = False
             session = self._login(self._one(list(library.get_tokens(token_label=self._token))))
         except pkcs11.PKCS11Error as error:
             raise Lost(error_name(error)) from None
         self._session, self._start = session, self._module.starts
-        if anew:
-            translated(mark, session)
+        if anew and translated(mark, session):
+            self._module.changed = True
         return session
 
     def _one(self, tokens: list[Token]) -> Token:
@@ -226,7 +246,6 @@ class Pkcs11Keystore(RecordedKeystore):
             pkcs11.PinExpired,
             pkcs11.PinInvalid,
             pkcs11.PinLenRange,
-            pkcs11.UserPinNotInitialized,
         ) as error:
             self._pin_refused = error_name(error)
         raise self._wrong_pin()

@@ -33,7 +33,7 @@ MARK_VALUE: Final = b"cloister/pkcs11-keystore/v1"
 ID_SIZE: Final = 16
 TAG_SIZE: Final = 16
 MAX_SEARCHES: Final = 10
-"""A claim may be taken back between finding and reading it; then it is searched again."""
+"""A claim may be taken back while it is found and read; then it is searched again."""
 
 
 class Lost(Exception):
@@ -79,9 +79,8 @@ def recorded(session: Session, key: str) -> list[VersionRecord]:
     import pkcs11  # noqa: PLC0415
 
     for _ in range(MAX_SEARCHES):
-        found = _records(session, key)
         with suppress(pkcs11.ObjectHandleInvalid):
-            return [_record(one, key) for one in found]
+            return [_record(one, key) for one in _records(session, key)]
     raise Lost("its records change as they are read")
 
 
@@ -94,16 +93,21 @@ def remove(session: Session, record: VersionRecord) -> None:
     """Destroy every record that is equal to ``record``."""
     import pkcs11  # noqa: PLC0415
 
-    for one in _records(session, record.key):
-        with suppress(pkcs11.ObjectHandleInvalid):  # somebody else did
-            if _record(one, record.key) == record:
-                one.destroy()
+    for _ in range(MAX_SEARCHES):
+        with suppress(pkcs11.ObjectHandleInvalid):  # somebody else destroyed it, or another one
+            for one in _records(session, record.key):
+                if _record(one, record.key) == record:
+                    one.destroy()
+            return
+    raise Lost("its records change as they are read")
 
 
-def mark(session: Session) -> None:
-    """Leave the store's mark, so that a token that is there differs from one that shows nothing."""
-    if not _marked(session):
-        _store(session, MARK, MARK_VALUE)
+def mark(session: Session) -> bool:
+    """Leave the store's mark, so that a token that is there differs from one that shows nothing. Was it needed?"""
+    if _marked(session):
+        return False
+    _store(session, MARK, MARK_VALUE)
+    return True
 
 
 def key_label(key: str, number: int) -> str:

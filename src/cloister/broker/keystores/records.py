@@ -137,6 +137,10 @@ class _Claim:
     state: Literal["open", "confirming", "leaving"] = "open"
 
 
+class _TooLate(Exception):
+    """A claim must not become a version any more."""
+
+
 class RecordedKeystore(VersionedKeystore):
     """A :class:`~cloister.broker.keystores.Keystore` that keeps its versions as records, over a store's primitives.
 
@@ -150,24 +154,21 @@ class RecordedKeystore(VersionedKeystore):
         super().__init__()
         self._clock = clock
         self._claiming = threading.Lock()
+        self._asked = threading.local()
         # By key. What the store did not answer is gone on with or taken back when it is asked again.
         self._claims: dict[str, _Claim] = {}
 
     @abstractmethod
     def _records(self, key: str) -> Collection[VersionRecord]:
-        """All that were there at one moment since it was asked."""
-
-    def _records_anew(self, key: str) -> Collection[VersionRecord]:
-        """The same, of the store itself: for those whose driver remembers what others may have changed meanwhile."""
-        return self._records(key)
+        """All that were there at one moment since it was asked, others' changes before that included."""
 
     @abstractmethod
     def _create(self, key: str, number: int) -> str:
         """Make a key, and give the store's own name of it."""
 
     @abstractmethod
-    def _write(self, record: VersionRecord) -> None:
-        """Keep ``record``, once or, as an equal one does no harm, twice."""
+    def _write(self, record: VersionRecord, *, may: Callable[[], None] = lambda: None) -> None:
+        """Keep ``record``, once or, as an equal one does no harm, twice. ``may`` is asked when it is sent, and may raise."""
 
     @abstractmethod
     def _remove(self, record: VersionRecord) -> None:
@@ -176,6 +177,14 @@ class RecordedKeystore(VersionedKeystore):
     @abstractmethod
     def _erase(self, key: str, number: int, name: str) -> None:
         """Destroy a key, or what is left to do of that; never an object that is not of this version."""
+
+    def generate(self, key: str, *, owner: str, now: int) -> KeyDescription:
+        self._asked.at = self._clock()  # before anything is waited for: ``now`` grows old meanwhile
+        return super().generate(key, owner=owner, now=now)
+
+    def rotate(self, key: str, *, now: int, number: int | None = None) -> KeyDescription:
+        self._asked.at = self._clock()
+        return super().rotate(key, now=now, number=number)
 
     def describe(self, key: str) -> tuple[KeyDescription, ...]:
         for one in self._known(key):
@@ -193,7 +202,7 @@ class RecordedKeystore(VersionedKeystore):
         self._erase(key, version.number, version.handle)
 
     def _make(self, key: str, number: int, owner: str, now: int) -> ForeignVersion:
-        began = self._clock()  # before we wait for another thread: ``now`` grows old meanwhile
+        began: float = self._asked.at
         with self._claiming:
             records = self._records(key)
             versions = told(key, records, self.store)
@@ -245,7 +254,7 @@ class RecordedKeystore(VersionedKeystore):
 
     def _read_alone(self, key: str, ours: VersionRecord) -> tuple[ForeignVersion, ...]:
         """The versions, unless another broker claims ours too."""
-        records = self._records_anew(key)
+        records = self._records(key)
         versions = told(key, records, self.store)
         rivals = {one.object for one in records if one.version == ours.version} != {ours.object}
         if len(versions) < ours.version and (rivals or len(versions) != ours.version - 1):
@@ -258,13 +267,19 @@ class RecordedKeystore(VersionedKeystore):
 
     def _confirmed(self, key: str, ours: _Claim) -> ForeignVersion:
         one = ours.record
-        if self._clock() - ours.began > CLAIM_SECONDS:
+
+        def may() -> None:
+            if self._clock() - ours.began > CLAIM_SECONDS:
+                raise _TooLate
+            ours.state = "confirming"
+
+        try:
+            self._write(made(key, one.version, one.owner, one.created, one.object), may=may)
+        except _TooLate:
             self._leave(key, ())
             raise KeystoreUnavailable(
                 f"{self.store} took too long to make version {one.version} of the key {key}", todo="ask again"
-            )
-        ours.state = "confirming"
-        self._write(made(key, one.version, one.owner, one.created, one.object))
+            ) from None
         del self._claims[key]
         with suppress(KeystoreError):  # it is made all the same; the claim ends by itself
             self._remove(one)

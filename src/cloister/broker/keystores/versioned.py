@@ -94,12 +94,15 @@ class VersionedKeystore(ABC):
             )
         return describe(key, self.algorithm, (made,))[0]
 
-    def rotate(self, key: str, *, now: int) -> KeyDescription:
+    def rotate(self, key: str, *, now: int, number: int | None = None) -> KeyDescription:
         check_time(now)
         found = self._known(key)
         newest = found[-1]
-        if self._unsure.pop(key, 0) == newest.number:
+        unsure = self._unsure.pop(key, 0)
+        if newest.number == (unsure if number is None else number):
             return describe(key, self.algorithm, found)[-1]
+        if number not in (None, newest.number + 1):
+            raise not_next(key, number, newest.number)
         if newest.number >= self.max_versions:
             raise KeystoreError(
                 f"the key {key} has {self.max_versions} versions", todo="use another repository"
@@ -188,6 +191,14 @@ def numbered(versions: list[ForeignVersion], store: str) -> tuple[ForeignVersion
     if [one.number for one in ordered] != list(range(1, len(ordered) + 1)):
         raise KeystoreError(f"{store} has an incomplete record of a key's versions", todo="restore it there")
     return ordered
+
+
+def not_next(key: str, number: int | None, newest: int) -> KeystoreError:
+    """The error for a version that cannot be made now."""
+    return KeystoreError(
+        f"version {number} of the key {key} cannot be made, the newest is {newest}",
+        todo="look at the key, and rotate it anew",
+    )
 
 
 def destroyed(key: str, number: int) -> KeystoreError:
