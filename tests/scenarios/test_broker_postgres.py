@@ -414,6 +414,25 @@ def test_a_lock_that_somebody_keeps_is_an_error_and_not_a_wait_for_ever(
     assert laptop.put("models/key/demo", SECRET).version == 1
 
 
+def test_a_replica_that_stands_still_in_a_transaction_is_cut_off_and_the_others_go_on(
+    server: Postgres,
+) -> None:
+    url = server.create("frozen")
+    engine = opened(url)
+    tables.migrate(engine)
+    with engine.connect() as frozen, engine.connect() as other:
+        asked = sa.text(
+            "SELECT setting::int / 1000 FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'"
+        )
+        assert 0 < frozen.execute(asked).scalar_one() <= tables.IDLE_SECONDS
+        frozen.execute(sa.text("SET idle_in_transaction_session_timeout = '300ms'"))
+        frozen.execute(sa.text("LOCK TABLE head IN ACCESS EXCLUSIVE MODE"))
+        other.execute(sa.text("LOCK TABLE head IN ACCESS EXCLUSIVE MODE"))  # waits until the first is cut off
+        with pytest.raises(sa.exc.DBAPIError):
+            frozen.execute(sa.text("SELECT 1"))
+        frozen.invalidate()
+
+
 # -- the schema -----------------------------------------------------------------------------------------------------------
 
 Database = Callable[[str], sa.Engine]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from cloister.errors import FederationError, UpdateRefused
 from cloister.federated.aggregation import ADAPTIVITY, MAX_EXAMPLES, SERVER_RATE, Aggregator
-from cloister.federated.privacy import Source, keyed_source
 from cloister.federated.updates import decode_arrays, encode_arrays
 from federation_parts import MILLION, aggregation, federation, privacy
 
@@ -279,10 +278,12 @@ def test_a_model_beyond_what_its_kind_holds_is_none() -> None:
     assert way.state() == {}
 
 
-def private(noise: float = 1.0, clip: float = 1.0, source: Source | None = None) -> Aggregator:
+def private(noise: float = 1.0, clip: float = 1.0) -> Aggregator:
     hidden = privacy(noise_ppm=round(noise * MILLION), clip_ppm=round(clip * MILLION))
     document = federation(*NAMES, privacy=hidden)
-    return Aggregator(document, source=source or keyed_source(bytes(32)))
+    way = Aggregator(document)
+    way.restore({}, bytes(32))
+    return way
 
 
 def test_differences_are_cut_to_the_clip_and_weigh_the_same() -> None:
@@ -311,14 +312,21 @@ def test_noise_is_of_the_size_that_the_budget_is_accounted_for() -> None:
     assert len(np.unique(found)) > 49_000
 
 
-def test_noise_is_never_the_same_unless_it_is_asked_for() -> None:
+def test_a_round_that_a_host_has_computed_again_gets_the_same_noise_and_no_other_does() -> None:
     document = federation(*NAMES, privacy=privacy())
-    way = Aggregator(document)
-    answers = [way.combine(MODEL, UPDATES, number=1), way.combine(MODEL, UPDATES, number=1)]
-    answers.append(Aggregator(document).combine(MODEL, UPDATES, number=1))
-    assert len({encode_arrays(one) for one in answers}) == 3
-    repeated = {encode_arrays(private().combine(MODEL, UPDATES, number=1)) for _ in range(2)}
-    assert len(repeated) == 1
+    first, again, other = Aggregator(document), Aggregator(document), Aggregator(document)
+    again.restore(first.state(), first.secret)
+    changed = UPDATES | {"west": (moved(MODEL, 7, 0.5), 1)}
+    found = [
+        way.combine(MODEL, updates, number=number)
+        for way, updates, number in (
+            (first, UPDATES, 1), (again, UPDATES, 1), (first, UPDATES, 2), (first, changed, 1), (other, UPDATES, 1),
+        )
+    ]  # fmt: skip
+    assert encode_arrays(found[0]) == encode_arrays(found[1])
+    assert len({encode_arrays(one) for one in found}) == 4
+    noise = [flat(one) - flat(private(noise=1e-6).combine(MODEL, UPDATES, number=1)) for one in found[:3]]
+    assert np.abs(noise[0] - noise[2]).max() > 0.01
 
 
 def test_noise_does_not_depend_on_who_came_first() -> None:

@@ -96,7 +96,7 @@ TENSORS = st.dictionaries(
     run=st.text("0123456789abcdef", max_size=32),
 )  # fmt: skip
 def test_a_run_comes_out_as_it_went_in(model: Any, state: Any, number: int, over: bool, run: str) -> None:
-    found = checkpoint(run=run, over=over, kept=Kept(number, model, state))
+    found = checkpoint(run=run, over=over, kept=Kept(number, model, state, bytes(32)))
     with tempfile.TemporaryDirectory() as name:
         write(Path(name), found)
         assert bits(read(Path(name))) == bits(found)
@@ -197,6 +197,7 @@ def content(parts: tuple[bytes, ...] = (), **changes: Any) -> bytes:
         "run": "5e" * 16,
         "round": 3,
         "over": False,
+        "noise": "0a" * 32,
         "model": len(model),
         "state": len(state),
         "facts": len(facts),
@@ -230,6 +231,7 @@ LONG = len(encode_arrays(MODEL))
         ),
         pytest.param(lambda: content(more=1), FormatError, "unknown field", id="a field more"),
         pytest.param(lambda: content(over=1), FormatError, "bool", id="a field of another kind"),
+        pytest.param(lambda: content(noise="0A" * 32), FormatError, "secret of its noise", id="no secret"),
         pytest.param(lambda: b"", FormatError, "is not JSON", id="empty"),
         pytest.param(lambda: b"\xff" * 64, FormatError, "no head", id="a head without end"),
         pytest.param(lambda: (70_000).to_bytes(8, "big") + bytes(70_000), FormatError, "no head", id="a giant head"),

@@ -119,8 +119,7 @@ def test_a_statement_says_of_a_run_what_its_facts_say() -> None:
     assert found.rounds[0] == RoundStated(
         number=1, model="a1" * 32, parties=("north", "south"), refused=("west",)
     )
-    assert found.parties["west"].workload == "02" * 32
-    assert list(found.parties) == sorted(NAMES)
+    assert list(found.parties) == ["north", "south"]  # west gave no update
 
 
 def test_what_aggregator_and_workload_vouch_for_is_believed() -> None:
@@ -128,6 +127,15 @@ def test_what_aggregator_and_workload_vouch_for_is_believed() -> None:
     assert verify_files(by_workload(files()), run(), AGREED) == files()
     south = files(party="south")
     assert verify_files(by_workload(south, "south"), run(), AGREED) == south
+
+
+def test_a_statement_that_names_who_gave_no_update_is_refused() -> None:
+    for parties in (
+        stated().parties | {"west": stated().parties["north"]},
+        {"north": stated().parties["north"]},
+    ):
+        with pytest.raises(FederationError, match="other parties than took part"):
+            verify_run(by_aggregator(structs.replace(stated(), parties=parties)), AGREED)
 
 
 OTHER = identity("mallory")

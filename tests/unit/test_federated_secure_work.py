@@ -534,3 +534,35 @@ def test_an_order_that_came_before_its_agent_had_it_hold_gives_no_lease_after_th
         workload.work(asks(workload, "keys"))
     workload.begin(workload.order)
     assert workload.work(asks(workload, "keys")).content
+
+
+def test_an_update_is_kept_back_whose_agent_had_it_hold_while_it_was_computed(
+    ordered: Callable[..., Workload],
+) -> None:
+    workload = ordered(how=aggregation(), state=None)
+    training = workload.training
+    assert training is not None
+    train = training.train
+
+    def held(*arguments: Any, **more: Any) -> Any:
+        workload.state(WorkAsked(word="word", hold=True))
+        return train(*arguments, **more)
+
+    assert workload.work(asks(workload, "train")).content
+    training.train = held  # type: ignore[method-assign]
+    with pytest.raises(FederationError, match="has not verified the aggregator in time"):
+        workload.work(asks(workload, "train"))
+
+
+def test_a_round_before_one_that_was_trained_is_over_and_its_agent_hears_so(
+    ordered: Callable[..., Workload],
+) -> None:
+    workload = ordered(how=aggregation(), state=None)
+    first = asks(workload, "train")
+    workload.work(first)
+    assert workload.state(WorkAsked(word="word", hold=False)).rounds == 0
+    workload.work(replace(first, number=2))
+    assert workload.state(WorkAsked(word="word", hold=False)).rounds == 1
+    with pytest.raises(UpdateRefused, match="round 1 is over"):
+        workload.work(first)
+    assert workload.work(replace(first, number=2)).content

@@ -77,7 +77,6 @@ def asked(upstream: Upstream) -> Answer:
         pytest.param(OK + b"content-length: 3\r\n\r\nyes", 200, b"yes", id="by its length"),
         pytest.param(OK + b"transfer-encoding: chunked\r\n\r\n3\r\nyes\r\n0\r\n\r\n", 200, b"yes", id="in chunks"),
         pytest.param(OK + b"content-length: 0\r\n\r\n", 200, b"", id="empty"),
-        pytest.param(b"HTTP/1.1 302 Go\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", 302, b"", id="elsewhere, not followed"),
         pytest.param(b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno", 500, b"no", id="a failure of its own"),
     ],
 )  # fmt: skip
@@ -110,6 +109,14 @@ def test_an_answer_that_was_cut_off_is_none(answer: bytes) -> None:
     [
         pytest.param(OK + b"\r\nyes", "where it ends", id="an end that is not named"),
         pytest.param(b"HTTP/1.1 999 No\r\ncontent-length: 0\r\n\r\n", "status", id="no status"),
+        pytest.param(
+            b"HTTP/1.1 302 Go\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", "leads elsewhere", id="elsewhere"
+        ),
+        pytest.param(
+            b"HTTP/1.1 307 Go\r\nlocation: /v1/fleet/pull-object\r\ncontent-length: 3\r\n\r\nyes",
+            "leads elsewhere",
+            id="to a path whose answers nobody looks at",
+        ),
         pytest.param(
             OK + b"content-encoding: gzip\r\ncontent-length: 2\r\n\r\nyo", "compressed", id="squeezed"
         ),

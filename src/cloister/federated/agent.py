@@ -224,7 +224,8 @@ class Agent:
         plain = Admission(
             session=session.session, delegation=joined.order.delegation, agent=self._show(session.nonce),
             agent_key=self.identity.spki, workload=joined.workload.evidence(session.nonce), csr=csr,
-            vouched=vouched, nonce=nonce, checkpoint_key=self._checkpoint_key, seen=self.standing.rounds, signature=b"",
+            vouched=vouched, nonce=nonce, checkpoint_key=self._checkpoint_key,
+            seen=max(self.standing.rounds, joined.workload.rounds), signature=b"",
         )  # fmt: skip
         signature = self.identity.sign("admission", *signed_parts(plain))
         fields = {name: getattr(plain, name) for name in plain.__struct_fields__}

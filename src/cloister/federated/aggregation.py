@@ -11,7 +11,9 @@ number, and neither does the privacy of clients.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -23,8 +25,8 @@ from numpy.typing import NDArray
 
 from cloister.errors import FederationError, UpdateRefused
 from cloister.federated.federation import MILLION, Federation, Privacy
-from cloister.federated.privacy import Source, fresh_source, normal
-from cloister.federated.updates import Arrays
+from cloister.federated.privacy import Source, keyed_source, normal
+from cloister.federated.updates import Arrays, encode_arrays
 
 MAX_EXAMPLES: Final = 10_000_000
 SERVER_RATE: Final = 1e-2
@@ -38,18 +40,20 @@ _NO_METADATA: Final = Metadata(0, "", 0, 0, "", "", 0.0, 0.0, "train")
 Update = tuple[Arrays, int]
 """Tensors, and the examples that they are said to be learned from."""
 Found = dict[str, NDArray[Any]]
+SECRET_SIZE: Final = 32
 
 
 class Aggregator:
     """The aggregation of one run, with what of it outlives a round."""
 
-    def __init__(self, federation: Federation, *, source: Source | None = None) -> None:
-        """``source`` is of the noise that hides clients; a secure one without."""
+    def __init__(self, federation: Federation) -> None:
         self._how = federation.aggregation
         self._minimum = federation.minimum
         privacy = federation.privacy
         self._clients = privacy if isinstance(privacy, Privacy) and privacy.of == "clients" else None
-        self._source = source or fresh_source()
+        self.secret = os.urandom(SECRET_SIZE)
+        """The run's. The noise that hides clients comes from it and from what it is added to: a host that puts an older
+        checkpoint back gets the same noise for the same updates, and no second look at them."""
         self._moments: Found = {}
 
     def combine(self, model: Arrays, updates: Mapping[str, Update], *, number: int) -> Found:
@@ -62,7 +66,8 @@ class Aggregator:
             raise FederationError(f"{len(parties)} updates came, and a round needs {self._minimum}")
         arrays = [updates[party][0] for party in parties]
         if self._clients is not None:
-            return _as_model(_private_mean(model, arrays, self._clients, self._source), model)
+            source = self._noise(model, arrays, number)
+            return _as_model(_private_mean(model, arrays, self._clients, source), model)
         tolerated = self._how.tolerated
         match self._how.method:
             case "median":
@@ -99,12 +104,17 @@ class Aggregator:
         self._moments = {name: np.stack([first[name], second[name]]) for name in sorted(model)}
         return found
 
+    def _noise(self, model: Arrays, arrays: Sequence[Arrays], number: int) -> Source:
+        digests = (hashlib.sha256(encode_arrays(one)).digest() for one in (model, *arrays))
+        return keyed_source(self.secret, number.to_bytes(8, "big"), *digests)
+
     def state(self) -> Found:
         """What outlives a round, for its checkpoint: FedAdam's moments, both of a tensor under its name. Else nothing."""
         return dict(self._moments)
 
-    def restore(self, state: Arrays) -> None:
-        """Go on from a :meth:`state`. Raises FederationError for one of another method."""
+    def restore(self, state: Arrays, secret: bytes = b"") -> None:
+        """Go on from a :meth:`state` and :attr:`secret`. Raises FederationError for one of another method."""
+        self.secret = secret or self.secret
         wrong = [name for name, one in state.items() if one.dtype != np.float32 or one.shape[:1] != (2,)]
         if wrong or (state and self._how.method != "fedadam"):
             raise FederationError(f"the state that was kept is not of {self._how.method}")

@@ -149,6 +149,7 @@ class Aggregator:
         except CloisterError as error:
             self._refused(party, error.what)
             raise
+        self._require_newest(admission.seen)
         with self._lock:
             self._roster.use_session(admission.session, now=self._clock())
         node = self._node(found.workload_key)
@@ -174,6 +175,17 @@ class Aggregator:
             checkpoint_key=key, until=now + seconds,
         )  # fmt: skip
 
+    def _require_newest(self, seen: int) -> None:
+        """Whoever comes after the run went on from a checkpoint may have seen more than that one has."""
+        if self._started and seen > (done := self._done()):
+            raise FederationError(
+                f"this run goes on after round {done}, and round {seen} was over before",
+                todo="somebody restored an older checkpoint of the aggregator: restore the newest",
+            )
+
+    def _done(self) -> int:
+        return max((fact.number for fact in self.facts() if isinstance(fact, RoundDone)), default=0)
+
     def attend(self, attendance: Attendance) -> Attended:
         federation = self._agreed.federation
         with self._lock:
@@ -191,11 +203,10 @@ class Aggregator:
         if news:
             reason = "" if attendance.ready else "its workload does not answer its agent"
             self._tell(member.party, member.state, reason, None)
-        done = [fact for fact in self.facts() if isinstance(fact, RoundDone)]
         ended = self._folder.ended()
         return Attended(
             asked=asked, presented=presented, states=states, started=self._started,
-            rounds=done[-1].number if done else 0, over=ended is not None and ended.finished,
+            rounds=self._done(), over=ended is not None and ended.finished,
             failed=self._failed or ("" if ended is None or ended.finished else ended.reason),
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ round that agents have seen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class _Head(Record, frozen=True, kw_only=True):
     run: str
     round: int
     over: bool
+    noise: str
+    """The secret of the run's noise, in hexadecimal."""
     model: int
     """Bytes of the model's safetensors, and so on, in this order."""
     state: int
@@ -63,6 +66,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, federation: str, k
     head = encode_json(
         _Head(
             federation=federation, run=checkpoint.run, round=checkpoint.kept.number, over=checkpoint.over,
+            noise=checkpoint.kept.secret.hex(),
             model=len(model), state=len(state), facts=len(facts),
         )
     )  # fmt: skip
@@ -126,6 +130,13 @@ def read_checkpoint(folder: Path, *, federation: str, key: bytes) -> Checkpoint 
         head.round,
         decode_arrays(parts[0], what="the checkpoint's model", limit=len(parts[0])),
         decode_arrays(parts[1], what="the checkpoint's state", limit=len(parts[1])) if parts[1] else {},
+        _secret(head.noise),
     )
     facts = decode_facts(parts[2], what="the checkpoint's facts")
     return Checkpoint(run=head.run, over=head.over, kept=kept, facts=facts)
+
+
+def _secret(text: str) -> bytes:
+    if re.fullmatch(r"([0-9a-f]{64})?", text) is None:
+        raise FormatError(f"{NAME} has no secret of its noise")
+    return bytes.fromhex(text)

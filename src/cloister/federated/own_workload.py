@@ -68,6 +68,8 @@ class OwnWorkload:
     ) -> None:
         self.url = url
         self.begun = False
+        self.rounds = 0
+        """Of which it knows that they are over."""
         self.doubted = False
         """Whether another party's evidence was refused, and not everybody's was verified since."""
         self._key: str | None = None
@@ -210,6 +212,7 @@ class OwnWorkload:
             except NetworkError:
                 gone()
             raise
+        self.rounds = max(self.rounds, state.rounds)
         if not state.running:
             raise FederationError(
                 "the workload's node has ended", todo="it is started again with fresh evidence"

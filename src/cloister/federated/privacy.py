@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import hmac
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -163,11 +162,6 @@ def require_within(epsilon: float, budget: float, *, what: str) -> None:
             f"the privacy budget is spent: {what} would come to {epsilon:.4g}, and it is {budget:.6g}",
             todo="agree on a larger budget, more noise or fewer rounds",
         )
-
-
-def fresh_source() -> Source:
-    """Randomness that nobody can repeat: under a key of the operating system's."""
-    return _Stream(os.urandom(32))
 
 
 def keyed_source(secret: bytes, *context: bytes) -> Source:

@@ -103,7 +103,8 @@ def run_stated(
     *,
     at: int,
 ) -> RunStated:
-    """Out of the facts of a run that is over."""
+    """Out of the facts of a run that is over; of ``parties`` those whose updates are in it."""
+    took_part = {party for one in rounds for party in one.shares}
     return RunStated(
         federation=digest, run=run, first=first,
         rounds=tuple(
@@ -115,6 +116,7 @@ def run_stated(
         parties={
             name: PartyStated(agent=one.agent, workload=one.workload, measurements=one.measurements)
             for name, one in sorted(parties.items())
+            if name in took_part
         },
         model=rounds[-1].model if rounds else first, at=at,
     )  # fmt: skip
@@ -136,6 +138,8 @@ def verify_run(vouched: Vouched, agreed: AgreedFederation) -> RunStated:
     numbers = [one.number for one in stated.rounds]
     if numbers != list(range(1, len(numbers) + 1)) or not _all_rounds(len(numbers), agreed.federation):
         raise FederationError(f"the run did not go through its {agreed.federation.rounds} rounds")
+    if stated.parties.keys() != {party for one in stated.rounds for party in one.parties}:
+        raise FederationError("the aggregator's statement names other parties than took part in the rounds")
     if stated.rounds[-1].model != stated.model:
         raise FederationError("the model is not that of the last round")
     return stated

@@ -1,9 +1,9 @@
 """The rounds of a run: ask the parties that are ready, take what may be used, combine, score, keep, tell. No network here.
 
 How parties are asked is an argument (exchange.py; over Flower it is flower/server.py), and so are the clock and who is
-ready. Where nobody may see an update, a round's training is secure/rounds.py's. After each round its result is kept before
-anybody hears of it, so a run that was killed goes on from its last round with the same result. Nothing waits without end: a
-round ends at its deadline, and so does waiting for parties.
+ready. Where nobody may see an update, a round's training is secure/rounds.py's. After each round its result, which the
+parties' workloads have scored, is kept before anybody else hears of it, so a run that was killed goes on from its last
+round with the same result. Nothing waits without end: a round ends at its deadline, and so does waiting for parties.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cloister.errors import BudgetSpent, CloisterError, FederationError, UpdateRefused
-from cloister.federated.aggregation import Aggregator
+from cloister.federated.aggregation import Aggregator, Update
 from cloister.federated.exchange import NOT_READY, Exchange, Reply, Request
 from cloister.federated.federation import EPSILON, MILLION, Federation, Privacy
 from cloister.federated.privacy import Budget
@@ -38,6 +38,8 @@ class Kept:
     model: Arrays
     state: Arrays
     """Of the way of aggregation."""
+    secret: bytes = field(default=b"", repr=False)
+    """Of its noise; empty before the first round."""
 
 
 class Rounds:
@@ -69,6 +71,7 @@ class Rounds:
         self._sleep = sleep
         self._aggregator = Aggregator(federation)
         self._budget = Budget(federation)
+        self._of_clients = isinstance(federation.privacy, Privacy) and federation.privacy.of == "clients"
         self._claims = dict(claims or {})
         self._keys = keys
         self._lost = False
@@ -80,7 +83,7 @@ class Rounds:
 
     def go_on(self, kept: Kept) -> Kept:
         """All rounds that are left. What ends a run early is told as a fact, and not raised."""
-        self._aggregator.restore(kept.state)
+        self._aggregator.restore(kept.state, kept.secret)
         finished, reason = False, ""
         try:
             for number in range(kept.number + 1, self._federation.rounds + 1):
@@ -107,10 +110,7 @@ class Rounds:
             model, shares, refused = self._sum(number, kept.model, blob, parties)
         else:
             updates, shares, refused = self._train(number, kept.model, blob, parties)
-            model = self._aggregator.combine(
-                kept.model, {party: (arrays, shares[party].examples) for party, arrays in updates.items()},
-                number=number,
-            )  # fmt: skip
+            model = self._aggregator.combine(kept.model, updates, number=number)
         after = encode_arrays(model)
         scores = self._score(number, after, sorted(shares))
         for party, (found, _) in scores.items():
@@ -123,7 +123,7 @@ class Rounds:
             scores=_weighted(list(scores.values())), epsilon=self._spent(number), model=digest_of(after),
             down=len(blob),
         )  # fmt: skip
-        kept = Kept(number, model, self._aggregator.state())
+        kept = Kept(number, model, self._aggregator.state(), self._aggregator.secret)
         self._keep(kept, fact)
         return kept
 
@@ -141,13 +141,13 @@ class Rounds:
 
     def _train(
         self, number: int, model: Arrays, blob: bytes, parties: list[str]
-    ) -> tuple[dict[str, Arrays], dict[str, Share], dict[str, str]]:
+    ) -> tuple[dict[str, Update], dict[str, Share], dict[str, str]]:
         """Updates that may be used, what each party brought, and why others' may not."""
         federation, digest, begun = self._federation, digest_of(blob), self._clock()
         desk = Round(
             self._run, number, parties, minimum=federation.minimum, begun=begun, deadline=federation.deadline,
         )  # fmt: skip
-        updates: dict[str, Arrays] = {}
+        updates: dict[str, Update] = {}
         shares: dict[str, Share] = {}
         refused: dict[str, str] = {}
         requests = {
@@ -172,12 +172,15 @@ class Rounds:
                 refused[reply.party] = error.what
                 self._holds.pop(reply.party, None)
                 continue
-            updates[reply.party] = arrays
+            updates[reply.party] = arrays, examples
             if EPSILON in reply.metrics:
                 self._claims[reply.party] = reply.metrics[EPSILON]
+            told = self._leaving(reply.metrics)
             shares[reply.party] = Share(
-                examples=examples, bytes=len(reply.content), norm=round(norm, 6),
-                metrics=self._leaving(reply.metrics), scores={},
+                # Its weight is the aggregator's alone; others hear of what the federation lists, and of no size of an
+                # update that noise is to hide.
+                examples=int(told.get("examples", 0)), bytes=len(reply.content),
+                norm=None if self._of_clients else round(norm, 6), metrics=told, scores={},
             )  # fmt: skip
         for party in set(parties) - self._exchange.ready():
             desk.exclude(party)

@@ -76,6 +76,7 @@ class Workload:
         self._held: tuple[str, Arrays] | None = None
         """The newest model, and its digest."""
         self._rounds = 0
+        """Of the run, that are over for all it knows."""
         self._programs: Programs | None = None
         self._node: PartyNode | None = None
         self._run = ""
@@ -159,7 +160,8 @@ class Workload:
             return self._renewed(renewal, asked)
 
     def _renewed(self, renewal: Renewal, asked: float) -> Done:
-        self._run = renewal.run
+        if renewal.run != self._run:
+            self._run, self._rounds = renewal.run, 0
         self._lease(renewal.lease, asked)
         if self._secure is not None:
             self._secure.know(renewal.peers)
@@ -195,14 +197,29 @@ class Workload:
         training, agreed, secure = self.training, self.agreed, self._secure
         if training is None or agreed is None:
             raise FederationError("this workload has no task yet")
-        if self._clock() > self.leased:
-            raise FederationError(
-                "the agent has not verified the aggregator in time", todo="see what the agent says"
-            )
+        self._require_lease()
         if self._run and request.run != self._run:
             raise UpdateRefused("the request is of another run")
         if not 1 <= request.number <= agreed.federation.rounds:
             raise UpdateRefused(f"there is no round {request.number}")
+        if request.number <= self._rounds:
+            raise UpdateRefused(f"round {request.number} is over")
+        answer = self._answered(request, training, agreed, secure)
+        self._require_lease()  # still: training takes long, and the agent may have had it hold
+        return answer
+
+    def _require_lease(self) -> None:
+        if self._clock() > self.leased:
+            raise FederationError(
+                "the agent has not verified the aggregator in time", todo="see what the agent says"
+            )
+
+    def _answered(
+        self, request: Request, training: Training, agreed: AgreedFederation, secure: SecureWork | None
+    ) -> Answer:
+        if request.kind != "score":
+            # No round begins before the one before is kept.
+            self._rounds = max(self._rounds, request.number - 1)
         if request.kind in STEPS:
             if secure is None:
                 raise UpdateRefused("in this federation updates are not added under masks")
@@ -217,7 +234,6 @@ class Workload:
             return Answer(encode_arrays(trained.arrays), trained.examples, metrics)
         if request.kind == "score":
             scored = training.score(self._model(request))
-            self._rounds = request.number
             metrics = {
                 name: value for name, value in scored.metrics.items() if name in agreed.federation.metrics
             }

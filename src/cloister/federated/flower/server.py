@@ -21,6 +21,9 @@ from cloister.federated.flower.run_folder import FOLDER, RunFolder, go_through
 from cloister.federated.flower.wire import read_reply, request_content
 
 PAUSE: Final = 0.3
+"""Seconds between two looks at who has answered,"""
+AT_ONCE: Final = 8
+"""and longer where more parties are asked."""
 app = ServerApp()
 
 
@@ -66,16 +69,27 @@ class GridExchange:
         waiting.pop("", None)
         parties = {nodes[party]: party for party in requests if party in nodes}
         while waiting and time.monotonic() < until:
-            for message in self._grid.pull_messages(list(waiting)):
-                party = waiting.pop(message.metadata.reply_to_message_id, "")
-                if not party or parties.get(message.metadata.src_node_id, party) != party:
-                    continue
+            for name, party in list(waiting.items()):
                 try:
-                    yield read_reply(message, party)
-                except FormatError as error:
-                    yield Reply(party, "", 0, b"", 0, {}, error=error.what)
+                    # One at a time: what a party sends may be of any form, and Flower raises whatever comes of that.
+                    pulled = list(self._grid.pull_messages([name]))
+                except Exception as error:
+                    del waiting[name]
+                    why = f"its answer cannot be read ({type(error).__name__})"
+                    yield Reply(party, "", 0, b"", 0, {}, error=why)
+                    continue
+                for message in pulled:
+                    if (
+                        waiting.pop(name, None) is None
+                        or parties.get(message.metadata.src_node_id, party) != party
+                    ):
+                        continue
+                    try:
+                        yield read_reply(message, party)
+                    except FormatError as error:
+                        yield Reply(party, "", 0, b"", 0, {}, error=error.what)
             # Who is excluded meanwhile is not waited for.
             present = self._folder.nodes()
             waiting = {name: party for name, party in waiting.items() if party in present}
             if waiting:
-                time.sleep(PAUSE)
+                time.sleep(PAUSE * max(1.0, len(waiting) / AT_ONCE))
