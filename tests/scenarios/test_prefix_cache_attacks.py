@@ -84,9 +84,9 @@ def test_how_fast_an_answer_starts_does_not_tell_what_others_asked(engine: Engin
         seconds["nobody"].append(first_token(engine, None, prompt))
         seconds["never asked"].append(first_token(engine, BERT, f"never {round_} " + SECRET))
     median = {who: statistics.median(times) for who, times in seconds.items()}
-    assert median["same"] < 0.5 * median["never asked"], median
+    assert median["same"] < 0.4 * median["never asked"], median
     for who in ("other", "nobody"):
-        assert median[who] > 0.75 * median["never asked"], (who, median)
+        assert median[who] > 0.5 * median["never asked"], (who, median)
 
 
 def too_long(engine: Engine) -> None:

@@ -163,11 +163,11 @@ cat "$TOKEN" && echo
 mv /run/cloister/secrets /run/cloister/moved && ln -s {victim} /run/cloister/secrets && echo MOVED
 ln -s {victim} /run/cloister/secrets/link && echo LINKED
 rm -f /run/cloister/access.json /run/cloister/keys.socket "$TOKEN" && echo REMOVED
-echo through > /out/result && cat /out/result
+echo through > /out-of-nobody/result && cat /out-of-nobody/result
 """
     config = allowed.configure(
         SECRET
-        + f'[[mount]]\nsource = "{allowed.root}/out.tree"\npath = "/out"\nwrite = true\nkey = "kbs:///default/key/out"\n'
+        + f'[[mount]]\nsource = "{allowed.root}/out.tree"\npath = "/out-of-nobody"\nwrite = true\nkey = "kbs:///default/key/out"\n'
         + '[program]\nuser = "nobody"\n[isolation]\nlandlock = "off"\n'
     )
     # Where tests have their folders no other user may enter, so it starts elsewhere.

@@ -359,6 +359,9 @@ def test_a_witness_killed_at_random_never_signs_a_fork_of_what_it_signed(tmp_pat
             if signed:
                 with pytest.raises((ForkFound, RollbackFound)):
                     witness.cosign(fork(log, signed - 1, log.tree.size + 1))
+            else:
+                witness.cosign(log.grow(), known=log.tree.size - 1)
+                signed = log.tree.size
             killer = threading.Timer(chance.uniform(0.02, 0.3), witness.process.kill)  # type: ignore[union-attr]
             killer.start()
             try:

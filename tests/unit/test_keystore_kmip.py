@@ -260,8 +260,8 @@ def test_a_server_that_is_gone_is_unavailable_and_nothing_has_changed(own_site: 
 
 
 def test_a_server_that_stops_answering_is_not_waited_for(own_site: Site) -> None:
+    own_site.open().generate("k", owner=OWNER, now=NOW)
     store = own_site.open(timeout=0.5)
-    store.generate("k", owner=OWNER, now=NOW)
     own_site.server.stop_answering()
     with pytest.raises(KeystoreUnavailable):
         store.wrap("k", SECRET, AAD)

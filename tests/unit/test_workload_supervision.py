@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,21 +49,22 @@ def test_a_program_that_a_signal_ended_is_reported_as_a_shell_does() -> None:
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])
 def test_a_signal_sent_to_the_launcher_reaches_the_program(name: str) -> None:
-    launcher = _launch("bash", "-c", f"trap 'exit 77' {name}; while :; do sleep 0.05; done")
-    time.sleep(0.3)
+    launcher = _launch("bash", "-c", f"trap 'exit 77' {name}; echo trapped; while :; do sleep 0.05; done")
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == "trapped\n"
     launcher.send_signal(getattr(signal, f"SIG{name}"))
     assert _end(launcher)[0] == 77
 
 
 def test_what_the_program_left_running_is_ended(tmp_path: Path) -> None:
-    script = (
-        f"(trap '' TERM; echo $BASHPID > {tmp_path}/pid; while :; do sleep 0.1; done) & sleep 0.4; exit 3"
-    )
+    pid = tmp_path / "pid"
+    left = f"(trap '' TERM; echo $BASHPID > {pid}; while :; do sleep 0.1; done) & "
+    script = left + f"until [ -s {pid} ]; do sleep 0.05; done; exit 3"
     code, said = _end(_launch("bash", "-c", script))
     assert code == 3
     assert "left" in said
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_orphans_that_end_while_the_program_runs_are_not_left_as_zombies() -> None:

@@ -26,7 +26,7 @@ _REST: Final = 0.001
 """Seconds between two looks at the threads of others."""
 _LOOKS: Final = 3
 """Looks in a row that find every thread asleep: one alone may fall between two steps of a thread."""
-_LONGEST: Final = 0.5
+_LONGEST: Final = 2.0
 """Seconds that the end of the process is put off at most: threads that spin are never at rest."""
 
 _lock = threading.Lock()

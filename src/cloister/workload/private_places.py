@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,8 @@ SOCKETS: Final = ("/run/docker.sock", "/run/podman", "/run/containerd", "/run/db
 """Covered where the whole of ``/run`` cannot be, as this very run needs something there."""
 NAMES: Final = ("systemd/resolve", "resolvconf", "NetworkManager/resolv.conf", "connman", "nscd")
 """Below ``/run``: by these a program with a network finds its name servers."""
+MAX_TRIES: Final = 10
+"""To make a folder that other runs make and remove."""
 _UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _MS_BIND: Final = 0x1000
 _MS_REC: Final = 0x4000
@@ -115,23 +118,54 @@ def make_folders(folders: PrivateFolders, user: User, undo: ExitStack) -> None:
 
 
 def make_folder(path: Path, undo: ExitStack) -> None:
-    """A place to mount on; what of it was not there is removed again. Raises :class:`~cloister.errors.WorkloadError`."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        try:
-            folder.mkdir(mode=0o755)
-        except OSError as error:
-            raise WorkloadError(
-                f"there is no {path} to mount on, and {folder} cannot be made: {error.strerror}",
-                todo="make the folder, or start as root",
-            ) from None
-        undo.callback(_remove_folder, folder)
-    if not path.is_dir():
-        raise WorkloadError(f"{path} is no folder to mount on")
+    """A place to mount on. What of it was not there is removed again, unless another run mounts on it then: the kernel would
+    take that one's mount away with the folder. Raises :class:`~cloister.errors.WorkloadError`.
+    """
+    for _ in range(MAX_TRIES):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            try:
+                folder.mkdir(mode=0o755)
+            except FileExistsError:
+                continue  # another run was quicker
+            except FileNotFoundError:
+                break  # and this one has ended
+            except OSError as error:
+                raise WorkloadError(
+                    f"there is no {path} to mount on, and {folder} cannot be made: {error.strerror}",
+                    todo="make the folder, or start as root",
+                ) from None
+            undo.callback(_remove_folder, folder)
+        if _hold(path, undo):
+            return
+    raise WorkloadError(f"{path} is no folder to mount on")
+
+
+def _hold(path: Path, undo: ExitStack) -> bool:
+    """Say that ``path`` is mounted on, for as long as this run lasts. False where it is no folder, or not there any more."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return path.is_dir()  # who may not look into it did not make it, and nobody removes it
+    except OSError:
+        return False
+    undo.callback(os.close, descriptor)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def _remove_folder(path: Path) -> None:
-    with contextlib.suppress(OSError):  # somebody put something there meanwhile
+    with (
+        contextlib.suppress(OSError),
+        ExitStack() as opened,
+    ):  # somebody put something there meanwhile, or mounts on it
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        opened.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.rmdir()
 
 
