@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from benchmarks.sides import ROOT
-from cloister.federated.training.corpus import Columns, Sentence, TagSet, balanced, naming, read_corpus
+from cloister.federated.training.corpus import Columns, Sentence, TagSet, balanced, read_corpus
 from cloister.federated.training.learning import Course, Learning, Part, Reading, learn_parts, predict
 from cloister.federated.training.partition import Way, partition
 from cloister.federated.training.pieces import Encode, Marks, encoder_of
@@ -25,10 +25,9 @@ from cloister.inference.lowbit.training import has_bfloat16
 from cloister.inference.quiet import quietly
 
 Encoder = Literal["MiniLM", "MiniLM with characters", "characters"]
-Weight = Literal["sentences", "entities", "balanced"]
+Weight = Literal["sentences", "balanced"]
 WEIGHTS: Final[dict[Weight, Callable[[Sequence[Sentence]], int]]] = {
     "sentences": len,
-    "entities": naming,
     "balanced": balanced,
 }
 PLAIN: Final[dict[str, Any]] = {
@@ -85,7 +84,7 @@ class Trial:
     proximal: float = 0.0
     """FedProx's μ at parties that learn together."""
     weight: Weight = "sentences"
-    """What a party weighs by: all of its sentences, those that name something (which the task does not have), or both."""
+    """What a party weighs by."""
 
 
 @dataclass(frozen=True, slots=True)
