@@ -335,7 +335,7 @@ def test_where_no_metric_may_leave_a_party_the_report_says_so() -> None:
 def test_with_secure_aggregation_it_is_said_that_nobody_sees_an_update() -> None:
     page = Page(report_html(run(secure=True)))
     assert "fedavg; nobody sees one party's update" in page.words
-    assert page.texts["dd"].count("nobody may see it") == 3
+    assert page.texts["dd"].count("nobody is shown it") == 3
 
 
 def test_evidence_that_has_ended_is_said_of_a_party_that_takes_part() -> None:

@@ -318,6 +318,26 @@ def test_the_model_is_the_mean_by_examples() -> None:
         assert np.allclose(kept.model[name], mean, rtol=1e-3 if name == "half" else 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("changes", "examples", "normed"),
+    [
+        pytest.param({"metrics": ("examples", "loss")}, 70, True, id="listed"),
+        pytest.param({"metrics": ("loss",)}, 0, True, id="not listed"),
+        pytest.param({"metrics": ("loss",), "privacy": privacy()}, 0, False, id="where clients are hidden"),
+    ],
+)
+def test_of_examples_and_norms_others_hear_what_the_federation_lists_and_no_noise_is_to_hide(
+    changes: dict[str, Any], examples: int, normed: bool
+) -> None:
+    def told(reply: Reply) -> list[Reply]:
+        return [dataclasses.replace(reply, examples=7, metrics={"loss": 0.5, "examples": 70.0})]
+
+    _, facts = go(federation(rounds=1, **changes), Classroom(spoils={(name, 1): told for name in NAMES}))
+    (done,) = [fact for fact in facts if isinstance(fact, RoundDone)]
+    assert {share.examples for share in done.shares.values()} == {examples}
+    assert {share.norm is not None for share in done.shares.values()} == {normed}
+
+
 METHODS: tuple[Method, ...] = ("fedavg", "fedprox", "fedadam", "median")
 
 

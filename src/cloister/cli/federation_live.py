@@ -29,6 +29,7 @@ from cloister.federated.report.words import (
     fact_words,
     figure,
     name,
+    number_of_examples,
     short,
     size,
     state_words,
@@ -131,11 +132,9 @@ def _newest(run: Run) -> Text:
         parts.append(f"F1 {figure(f1)}")
     if loss is not None or trained is not None:
         parts.append(f"loss {figure(loss if loss is not None else trained)}")
-    parts += [
-        count(sum(share.examples for share in last.shares.values()), "example"),
-        duration(last.seconds),
-        f"model {last.model[:12]}",
-    ]
+    if examples := sum(share.examples for share in last.shares.values()):
+        parts.append(count(examples, "example"))
+    parts += [duration(last.seconds), f"model {last.model[:12]}"]
     return _line("  ".join(parts))
 
 
@@ -169,7 +168,7 @@ def _row(run: Run, party: str, now: int) -> tuple[Text, ...]:
     brought = next((one for one in reversed(run.rounds) if party in one.shares), None)
     examples, loss, f1 = "–", None, None
     if brought is not None:
-        examples = f"{brought.shares[party].examples:,}"
+        examples = number_of_examples(brought.shares[party].examples)
         f1 = metric(brought, party, "f1")
         loss = metric(brought, party, "loss")
         if loss is None:

@@ -64,9 +64,10 @@ class Share(Record, frozen=True, kw_only=True):
     """What one party brought in a round."""
 
     examples: int
+    """0 where the federation does not list them."""
     bytes: int
     norm: float | None
-    """How far its update goes from the model; None where nobody may see it."""
+    """How far its update goes from the model; None where nobody is shown it."""
     metrics: dict[str, float]
     scores: dict[str, float]
     """Of the round's averaged model on its held-out data; of the metrics that may leave."""

@@ -44,8 +44,13 @@ def _card(run: Run, party: str, number: int, now: int) -> Element:
             for title, key in (("F1", "f1"), ("loss", "loss"))
             if key in share.scores
         ]
-        norm = "nobody may see it" if share.norm is None else figure(share.norm)
-        rows.append(row("Its data", f"{count(share.examples, 'example')} in round {last.number}"))
+        norm = "nobody is shown it" if share.norm is None else figure(share.norm)
+        data = (
+            f"{count(share.examples, 'example')} in round {last.number}"
+            if share.examples
+            else "it tells no number"
+        )
+        rows.append(row("Its data", data))
         if told:
             rows.append(row("There", ", ".join(told)))
         rows.append(row("Distance of its update", norm))

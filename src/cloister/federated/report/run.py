@@ -124,16 +124,19 @@ def run_of(facts: Iterable[Fact]) -> Run:
 
 
 def metric(one: RoundDone, party: str | None, name: str, *, of: Of = "scores") -> float | None:
-    """A metric of a round, a number that can be shown: of ``party``, or of all together, weighted by examples."""
+    """A metric of a round, a number that can be shown: of ``party``, or of all together, weighted by examples if told."""
     if party is not None:
         return _finite(_values(one.shares.get(party), of).get(name))
     if of == "scores":
         return _finite(one.scores.get(name))
-    known = [(share.examples, _finite(share.metrics.get(name))) for share in one.shares.values()]
-    total = sum(max(0, examples) for examples, _ in known)
-    if not total or any(value is None for _, value in known):
+    known = [(max(0, share.examples), _finite(share.metrics.get(name))) for share in one.shares.values()]
+    if not known or any(value is None for _, value in known):
         return None
-    return _finite(sum(max(0, examples) * (value or 0.0) for examples, value in known) / total)
+    told = any(examples for examples, _ in known)
+    weights = [examples if told else 1 for examples, _ in known]
+    return _finite(
+        sum(weight * (value or 0.0) for weight, (_, value) in zip(weights, known, strict=True)) / sum(weights)
+    )
 
 
 def run_words(run: Run) -> tuple[str, Tone]:

@@ -122,6 +122,11 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def number_of_examples(number: int) -> str:
+    """Alone in a cell; 0 stands for one that is not told."""
+    return f"{number:,}" if number else "–"
+
+
 def name(text: str) -> str:
     """A stranger's name, bounded."""
     return inert(text, limit=MAX_NAME)
