@@ -140,7 +140,7 @@ class Upstream:
         """To the end that it names: asked on after the last byte, urllib3 raises for one that ended before."""
         if not 200 <= answer.status <= 599:
             raise FormatError("an answer has a status that is none")
-        if answer.status < 400 and answer.status != 200:
+        if 300 <= answer.status < 400:
             # Flower would follow it to a path whose answers nobody looks at.
             raise FormatError(
                 f"an answer of status {answer.status} leads elsewhere, and this side follows nobody"
