@@ -75,6 +75,10 @@ class Wire:
             await self.app(scope, receive, send)
             return
         content, passed, attack = bytearray(), bytearray(), scope["query_string"]
+        # In the order in which they begin: a client that has its answer asks on before the server is through with it.
+        number, kind = len(self.requests), dict(scope["headers"])[b"content-type"].decode()
+        self.requests.append((kind, b""))
+        self.answers.append(b"")
 
         async def up() -> asgi.Message:
             message = await receive()
@@ -84,14 +88,14 @@ class Wire:
         async def down(message: asgi.Message) -> None:
             if message["type"] == "http.response.body":
                 passed.extend(message.get("body", b""))
+                self.answers[number] = bytes(passed)
+                self.requests[number] = (kind, bytes(content))
                 if attack:  # whole, at the end
                     last = not message.get("more_body", False)
                     message = {**message, "body": self._meddled(attack, bytes(passed)) if last else b""}
             await send(message)
 
         await self.app(scope, up, down)
-        self.requests.append((dict(scope["headers"])[b"content-type"].decode(), bytes(content)))
-        self.answers.append(bytes(passed))
 
     def _meddled(self, attack: bytes, answer: bytes) -> bytes:
         if attack == b"flipped":
