@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -89,6 +91,21 @@ def test_runs_that_make_and_remove_one_folder_all_the_time_get_it_each_time(tmp_
     with ThreadPoolExecutor(4) as pool:
         for work in [pool.submit(run) for _ in range(4)]:
             work.result(60)
+
+
+def test_a_folder_that_is_being_removed_is_not_taken_for_held(tmp_path: Path) -> None:
+    place = tmp_path / "models"
+    place.mkdir()
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with ExitStack() as undo, pytest.raises(WorkloadError, match="no folder to mount on"):
+            make_folder(place, undo)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with ExitStack() as undo:
+            make_folder(place, undo)
+    finally:
+        os.close(descriptor)
 
 
 def test_what_is_no_folder_is_not_mounted_on(tmp_path: Path) -> None:

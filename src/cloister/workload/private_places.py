@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +34,9 @@ SOCKETS: Final = ("/run/docker.sock", "/run/podman", "/run/containerd", "/run/db
 NAMES: Final = ("systemd/resolve", "resolvconf", "NetworkManager/resolv.conf", "connman", "nscd")
 """Below ``/run``: by these a program with a network finds its name servers."""
 MAX_TRIES: Final = 10
-"""To make a folder that other runs make and remove."""
+"""To make a folder that other runs make and remove,"""
+PAUSE: Final = 0.05
+"""and seconds to wait for one of them."""
 _UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _MS_BIND: Final = 0x1000
 _MS_REC: Final = 0x4000
@@ -150,8 +153,13 @@ def _hold(path: Path, undo: ExitStack) -> bool:
     except OSError:
         return False
     undo.callback(os.close, descriptor)
-    with contextlib.suppress(OSError):  # a file system without locks
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:  # it is being removed
+        time.sleep(PAUSE)
+        return False
+    except OSError:
+        pass  # a file system without locks
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:
@@ -159,10 +167,8 @@ def _hold(path: Path, undo: ExitStack) -> bool:
 
 
 def _remove_folder(path: Path) -> None:
-    with (
-        contextlib.suppress(OSError),
-        ExitStack() as opened,
-    ):  # somebody put something there meanwhile, or mounts on it
+    # Somebody put something there meanwhile, or mounts on it: then it stays.
+    with contextlib.suppress(OSError), ExitStack() as opened:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         opened.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
