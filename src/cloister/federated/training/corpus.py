@@ -80,14 +80,10 @@ class TagSet:
         return before is not None and before in (after, after - 1)
 
 
-def naming(sentences: Iterable[Sentence]) -> int:
-    """How many of them name something."""
-    return sum(any(tag != OUTSIDE for tag in one.tags) for one in sentences)
-
-
 def balanced(sentences: Collection[Sentence]) -> int:
     """The geometric mean of their number and of how many name something; 1 at least."""
-    return max(1, math.isqrt(len(sentences) * naming(sentences)))
+    naming = sum(any(tag != OUTSIDE for tag in one.tags) for one in sentences)
+    return max(1, math.isqrt(len(sentences) * naming))
 
 
 def read_corpus(
