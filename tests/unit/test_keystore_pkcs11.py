@@ -19,7 +19,7 @@ from pathlib import Path
 import pkcs11
 import pytest
 
-from cloister.broker.keystores import Keystore
+from cloister.broker.keystores import Keystore, pkcs11_token
 from cloister.broker.keystores.pkcs11 import Pkcs11Keystore
 from cloister.broker.keystores.pkcs11_token import write
 from cloister.broker.keystores.records import CLAIM_ENDS, CLAIM_SECONDS, VersionRecord, claimed, made
@@ -415,7 +415,7 @@ def keys_in(soft_token: SoftToken) -> int:
 
 
 def claims_of(store: Pkcs11Keystore) -> list[VersionRecord]:
-    return [one for one in store._records("k") if one.state == "claimed"]
+    return [one for one in store._records("k", certain=True) if one.state == "claimed"]
 
 
 class StagedKeystore(Pkcs11Keystore):
@@ -548,11 +548,11 @@ for _ in range(30):
         for process in processes:
             _, errors = process.communicate(timeout=60)
             assert process.returncode == 0, errors
+    assert not claims_of(store)
     versions = store.describe("k")
     assert [one.version for one in versions] == list(range(1, len(versions) + 1))
     assert len(versions) > 1
     assert {store.unwrap("k", one, AAD) for one in wrapped} == {SECRET}
-    assert not claims_of(store)
     assert keys_in(soft_token) == len(versions)
 
 
@@ -583,6 +583,57 @@ store._write(claimed("k", 2, {OWNER!r}, {NOW}, {theirs.object!r}))
     with pytest.raises(KeystoreUnavailable, match="at the same moment"):
         store._read_alone("k", ours)
     assert set(claims_of(store)) == {theirs, ours}
+
+
+@pytest.mark.parametrize("search", ["first", "second"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_claim_that_becomes_a_version_while_it_is_searched_for_is_not_lost(
+    soft_token: SoftToken, monkeypatch: pytest.MonkeyPatch, search: str, counted: bool
+) -> None:
+    """A search looks at one object after the other: it may come too late for the claim and too early for the version."""
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    store.describe("k")
+    (count,) = soft_token.directory.glob("tokens/*/generation")
+    code = f"""
+from cloister.broker.keystores.records import claimed, made
+name = store._create("k", 2)
+claim = claimed("k", 2, {OWNER!r}, {NOW}, name)
+store._write(claim)
+print("claimed", flush=True)
+sys.stdin.buffer.readline()
+store._write(made("k", 2, {OWNER!r}, {NOW}, name))
+store._remove(claim)
+"""
+    searches: list[str] = []
+    ours = claimed("k", 2, OWNER, NOW, "aa" * 16)
+
+    with ended(soft_token.python(code)) as process:
+
+        def recorded(session: pkcs11.Session, key: str) -> list[VersionRecord]:
+            searches.append("second" if searches else "first")
+            found = pkcs11_token.recorded(session, key)
+            if searches[-1] != search:
+                return found
+            before = count.read_bytes()
+            _, errors = process.communicate(b"go\n", timeout=60)
+            assert process.returncode == 0, errors
+            if (
+                not counted
+            ):  # SoftHSM reads and writes it under two locks: of two changes at once, one is lost
+                count.write_bytes(before)
+            return [one for one in found if one.state == "made" or one == ours]
+
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"claimed\n"
+        store._write(ours)
+        monkeypatch.setattr("cloister.broker.keystores.pkcs11.recorded", recorded)
+        if search == "first":
+            assert store._read_alone("k", ours)[-1].number == 2
+        else:
+            with pytest.raises(KeystoreUnavailable, match="at the same moment"):
+                store._read_alone("k", ours)
+    assert searches == ["first", "second"]
 
 
 def test_a_claim_that_became_a_version_out_of_sight_is_not_cleared_with_its_key(

@@ -126,8 +126,8 @@ class KmipKeystore(RecordedKeystore):
             raise refusal
         return bytes(plaintext)
 
-    def _records(self, key: str) -> Collection[VersionRecord]:
-        return self._located(key).values()
+    def _records(self, key: str, *, certain: bool = False) -> Collection[VersionRecord]:
+        return self._located(key).values()  # what is gone when it is read is located again
 
     def _located(self, key: str) -> dict[str, VersionRecord]:
         for _ in range(MAX_LOCATES):

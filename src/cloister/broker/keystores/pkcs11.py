@@ -102,14 +102,18 @@ class Pkcs11Keystore(RecordedKeystore):
             self._current()
             self._drop()
 
-    def _records(self, key: str) -> list[VersionRecord]:
+    def _records(self, key: str, *, certain: bool = False) -> list[VersionRecord]:
+        def search(*, anew: bool) -> list[VersionRecord]:
+            return self._ask(lambda session: recorded(session, key), anew=anew)
+
         with self._module.lock:
-            if self._module.changed:
-                # A module may answer from memory. SoftHSM counts changes, and with one of its own it takes those of other
-                # processes for seen: only a start forgets. And it lists a directory, where a claim that becomes a version
-                # meanwhile may be in neither form: the second search is of what the first may have missed.
-                self._ask(lambda session: recorded(session, key), anew=True)
-            return self._ask(lambda session: recorded(session, key))
+            if not (certain or self._module.changed):
+                return search(anew=False)
+            # A module may answer from memory. SoftHSM counts changes, loses count where two come at once, and takes others'
+            # for seen with one of its own: only a start forgets. And it looks at one object after the other, so that a claim
+            # that becomes a version meanwhile may be in neither form. Each of these it is in before the second search, which
+            # finds a version for ever, or was there throughout the first, which finds it.
+            return list(dict.fromkeys(search(anew=True) + search(anew=True)))
 
     def _create(self, key: str, number: int) -> str:
         name = self._entropy(ID_SIZE)

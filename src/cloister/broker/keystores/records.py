@@ -159,8 +159,8 @@ class RecordedKeystore(VersionedKeystore):
         self._claims: dict[str, _Claim] = {}
 
     @abstractmethod
-    def _records(self, key: str) -> Collection[VersionRecord]:
-        """All that were there at one moment since it was asked, others' changes before that included."""
+    def _records(self, key: str, *, certain: bool = False) -> Collection[VersionRecord]:
+        """The records of ``key``. Where ``certain``, each that was there when it was asked or, of a claim, its version."""
 
     @abstractmethod
     def _create(self, key: str, number: int) -> str:
@@ -246,7 +246,7 @@ class RecordedKeystore(VersionedKeystore):
             self._remove(one)
         if over:
             # It may be the key of a version: whoever made that crashed before taking the claim away.
-            named = {one.object for one in self._records(key)}
+            named = {one.object for one in self._records(key, certain=True)}
             for one in over:
                 if one.object not in named:
                     self._erase(key, one.version, one.object)
@@ -254,7 +254,7 @@ class RecordedKeystore(VersionedKeystore):
 
     def _read_alone(self, key: str, ours: VersionRecord) -> tuple[ForeignVersion, ...]:
         """The versions, unless another broker claims ours too."""
-        records = self._records(key)
+        records = self._records(key, certain=True)
         versions = told(key, records, self.store)
         rivals = {one.object for one in records if one.version == ours.version} != {ours.object}
         if len(versions) < ours.version and (rivals or len(versions) != ours.version - 1):
