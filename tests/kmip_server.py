@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ports import free_port
+
 DAY = datetime.timedelta(days=1)
 _LOADED = multiprocessing.get_context("forkserver")
 _LOADED.set_forkserver_preload(["kmip.services.server"])
@@ -94,7 +96,7 @@ class KmipServerProcess:
     def __init__(self, directory: Path, authority: TestAuthority, identity: Identity) -> None:
         self.directory = directory
         self.authority = authority
-        self.port = _free_port()
+        self.port = free_port()
         self._process: ForkServerProcess | None = None
         (directory / "policies").mkdir(parents=True)
         self.log = directory / "server.log"
@@ -149,13 +151,6 @@ class KmipServerProcess:
         assert self._process is not None
         assert self._process.pid is not None
         os.killpg(self._process.pid, number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _serve(configuration: Path, errors: Path) -> None:

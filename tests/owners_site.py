@@ -34,6 +34,7 @@ from cloister.broker.tree_head import log_id
 from cloister.broker.witness_app import create_witness
 from cloister.broker.witness_memory import Witness
 from cloister.cli import main
+from ports import free_port
 from ssh_keys import make_ssh_key
 
 
@@ -61,13 +62,6 @@ def here(*words: str | Path) -> subprocess.CompletedProcess[str]:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
     return subprocess.CompletedProcess([str(word) for word in words], code, out.getvalue(), errors.getvalue())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def rows(directory: Path) -> dict[str, list[tuple[Any, ...]]]:

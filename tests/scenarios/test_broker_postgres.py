@@ -334,36 +334,41 @@ def test_a_database_that_is_killed_is_an_error_that_passes_and_no_acknowledged_r
     path, uri = "models/key/restart", "kbs:///models/key/restart"
     cluster.put(first, path)
     cluster.allow(first, path, releases=100_000)
-    down, over = threading.Event(), threading.Event()
+    over = threading.Event()
+    got, errors = [0] * 8, [Counter[str]() for _ in range(8)]
 
-    def client(url: str) -> tuple[int, Counter[str]]:
-        got, errors = 0, Counter[str]()
-        with cluster.keys(url) as keys:
+    def client(number: int) -> None:
+        with cluster.keys((first, second)[number % 2]) as keys:
             while not over.is_set():
                 try:
                     assert keys.key(uri) == SECRET
-                    got += 1
+                    got[number] += 1
                 except NetworkError as error:
-                    errors[error.what] += 1
+                    errors[number][error.what] += 1
                     time.sleep(0.02)
-        return got, errors
+
+    def everybody(happened: Callable[[int], object]) -> None:
+        until = time.monotonic() + 60
+        while not all(happened(number) for number in range(8)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(client, (first, second)[number % 2]) for number in range(8)]
+        asked = [pool.submit(client, number) for number in range(8)]
         try:
-            time.sleep(1)
+            everybody(lambda number: got[number])
             server.stop("immediate")
-            down.set()
             assert httpx2.get(f"{first}/readyz", trust_env=False).status_code == 503
-            time.sleep(0.3)
+            everybody(lambda number: errors[number])
+            then = list(got)
             server.start()
-            time.sleep(1)
+            everybody(lambda number: got[number] > then[number])
         finally:
             over.set()
-        ended = [one.result(60) for one in asked]
-    for got, errors in ended:
-        assert got
-        assert set(errors) == {
+        for one in asked:
+            one.result(60)
+    for counted in errors:
+        assert set(counted) == {
             "kbs:///models/key/restart: something that the broker needs does not answer (unavailable)"
         }
     with cluster.keys(second) as keys:
@@ -371,7 +376,7 @@ def test_a_database_that_is_killed_is_an_error_that_passes_and_no_acknowledged_r
     numbers = cluster.told(path)
     assert numbers == [f"release {number}" for number in range(1, len(numbers) + 1)]
     # What was committed when the database died may not have been answered; what was answered is there.
-    assert 0 <= len(numbers) - (sum(got for got, _ in ended) + 1) <= len(ended)
+    assert 0 <= len(numbers) - (sum(got) + 1) <= len(got)
     assert httpx2.get(f"{first}/readyz", trust_env=False).status_code == 200
 
 

@@ -311,13 +311,18 @@ def test_an_asynchronous_client_that_is_cancelled_frees_its_place():
                 client = openai.AsyncOpenAI(
                     base_url=f"{service.url}/v1", api_key="sk", http_client=http_client
                 )
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.5):
-                        stream = await client.chat.completions.create(
-                            model=MODEL, messages=MESSAGES, stream=True
-                        )
-                        async for _ in stream:
-                            pass
+                begun = asyncio.Event()
+
+                async def read() -> None:
+                    stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+                    async for _ in stream:
+                        begun.set()
+
+                reading = asyncio.create_task(read())
+                await asyncio.wait_for(begun.wait(), 30)
+                reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await reading
                 assert await asyncio.to_thread(service.disconnected.wait, 10)
 
         asyncio.run(ask())

@@ -23,8 +23,8 @@ from cloister.knowledge.pgvector.link import Link, reached
 from cloister.knowledge.pgvector.store import PgvectorStore
 from knowledge_parts import SIZE, document, put, texts, vectors
 from mesh_parts import APPLICATION, Member
-from owners_site import free_port
 from pgvector import SERVER, Front, fresh, fronted, pgvector_server, place
+from ports import free_port
 from postgres import Postgres, postgres_server
 
 CANARY = "Zugzwangquark"

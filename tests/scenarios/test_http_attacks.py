@@ -20,6 +20,8 @@ try:
 except ImportError:
     absent("httptools is not installed (pip install 'cloister[server]')")
 
+PATIENCE = 20
+"""Seconds that a server may do nothing."""
 HEAD = b"POST /echo HTTP/1.1\r\nhost: h\r\n"
 
 
@@ -62,13 +64,12 @@ def address(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
 
 
 def answers(address: tuple[str, int], *parts: bytes) -> bytes:
-    """Everything that comes back until the server closes, or for a second."""
+    """Everything that comes back until the server closes."""
     received = b""
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=PATIENCE) as connection:
         try:
             for part in parts:
                 connection.sendall(part)
-            connection.settimeout(1)
             while data := connection.recv(1 << 16):
                 received += data
         except (OSError, TimeoutError):
@@ -96,7 +97,7 @@ def test_what_never_gets_on_is_cut_off(address: tuple[str, int], flood: tuple[by
     began = time.monotonic()
     received = answers(address, *flood)
     assert b" 200 " not in received
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE
 
 
 def test_a_long_body_in_small_chunks_is_no_attack(address: tuple[str, int]) -> None:
@@ -107,8 +108,9 @@ def test_a_long_body_in_small_chunks_is_no_attack(address: tuple[str, int]) -> N
 
 def test_a_flood_of_requests_ahead_of_their_answers_is_bounded(address: tuple[str, int]) -> None:
     request = HEAD + b"content-length: 0\r\n\r\n"
-    received = answers(address, request * 2000)
-    few = answers(address, request * 4)
+    last = HEAD + b"connection: close\r\ncontent-length: 0\r\n\r\n"
+    received = answers(address, request * 1999 + last)
+    few = answers(address, request * 3 + last)
     assert few.count(b" 200 ") == 4
     # h11 reads one after the other; httptools would hold them all.
     assert received.count(b" 200 ") in (*range(MAX_AHEAD + 2), 2000)

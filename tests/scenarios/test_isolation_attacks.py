@@ -35,6 +35,7 @@ from isolation_attacks import (
     bench,
     environment,
 )
+from ports import free_port
 from real_parts import absent
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
@@ -193,9 +194,7 @@ connection.sendall(b"served")
 
 
 def test_a_listed_port_can_be_listened_on(at: Bench):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     one = Entry(
         program=PYTHON[0],
         argv=(*PYTHON, SERVES, str(port)),

@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ports import free_port
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs/how-to/key-broker.md").read_text()
 SERVE = "cloister broker serve"
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.mark.timeout(240)
 def test_the_how_to_leads_from_keys_to_a_released_key_and_an_audited_log(tmp_path: Path) -> None:
     blocks = re.findall(r"```(console|python)\n(.*?)```", PAGE, re.DOTALL)
-    ports = {port: _free_port() for port in ("8090", "8095", "8000")}
+    ports = {port: str(free_port()) for port in ("8090", "8095", "8000")}
     script = ["set -euo pipefail"]
     for language, block in blocks:
         text = block

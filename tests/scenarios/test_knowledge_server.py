@@ -23,8 +23,8 @@ import pytest
 from cloister.inference.demo_model import demo_model
 from deployment import CLOISTER, CommandFailedError, Service, start_service
 from deployment import cloister as command
-from owners_site import free_port
 from pgvector import install
+from ports import free_port
 from real_parts import absent
 
 pytestmark = pytest.mark.timeout(300)

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,24 +15,20 @@ from pathlib import Path
 import pytest
 
 from llama_models import write_llama
+from ports import free_port
 from training_data import CANARY, write_answers, write_claims
 from training_site import ISOLATION, PROJECT, TRAINING, assert_nothing_plain
 
 PAGES = PROJECT / "docs" / "how-to"
+pytestmark = pytest.mark.timeout(300)
 PORTS = ("8000", "8090", "8100", "8443", "8788", "8789")
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def follow(page: str, folder: Path) -> str:
     """Do what the page says, in ``folder``, on ports and paths that are free here; all that was said."""
     text = (PAGES / page).read_text()
     for port in PORTS:
-        text = re.sub(rf"(?<=[^0-9]){port}(?=[^0-9])", _free_port(), text)
+        text = re.sub(rf"(?<=[^0-9]){port}(?=[^0-9])", str(free_port()), text)
     text = re.sub(r"(?<=[ \"])/workload/", f"{folder}/workload/", text)
     text = text.replace("[network]\n", f"{ISOLATION}\n[network]\n")
     script = ["set -euo pipefail"]
@@ -47,7 +42,7 @@ def follow(page: str, folder: Path) -> str:
             cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         try:
-            shell.wait(110)
+            shell.wait(280)
         finally:
             with contextlib.suppress(ProcessLookupError):  # nothing was left running
                 os.killpg(shell.pid, signal.SIGKILL)

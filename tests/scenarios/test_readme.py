@@ -13,18 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from ports import free_port
+
 PROJECT = Path(__file__).resolve().parents[2]
 README = (PROJECT / "README.md").read_text()
 
 
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -48,7 +44,7 @@ def test_the_readme_leads_from_nothing_to_an_answer(tmp_path: Path) -> None:
     key = (tmp_path / "api-keys").read_text().strip()
 
     # The same text, on ports that are free here; and the second service waits for the first, as a person would.
-    serve, broker = _free_port(), _free_port()
+    serve, broker = free_port(), free_port()
     commands = commands.replace("8100", str(broker)).replace(
         "cloister serve medquad", f"sleep 6; exec cloister serve --port {serve} medquad"
     )

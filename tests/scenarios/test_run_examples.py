@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import sqlite3
 import ssl
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 
 from cloister.workload.configuration import read_workload
 from llama_models import write_llama
+from ports import free_port
 from training_data import write_answers, write_claims, write_digits
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -124,9 +124,7 @@ class Application:
         database.close()
         _certificate(folder)
         self.certificate, self.key = str(folder / "cert.pem"), str(folder / "key.pem")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.process = subprocess.Popen(
             [sys.executable, *command],
             cwd=EXAMPLES / "fastapi_app",
