@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from cryptography.hazmat.primitives.serialization import (
@@ -189,7 +190,7 @@ def test_a_destruction_that_a_crash_cut_short_is_refused_and_finished(own_site: 
 
 
 def test_a_server_killed_in_the_middle_loses_nothing(own_site: Site) -> None:
-    store = own_site.open(timeout=5)
+    store = own_site.open(timeout=20)
     store.generate("k", owner=OWNER, now=NOW)
     wrapped: list[bytes] = []
     failures = 0
@@ -209,7 +210,7 @@ def test_a_server_killed_in_the_middle_loses_nothing(own_site: Site) -> None:
 
 
 def test_a_server_killed_under_many_threads_loses_nothing(own_site: Site) -> None:
-    store = own_site.open(timeout=5)
+    store = own_site.open(timeout=20)
     store.generate("k", owner=OWNER, now=NOW)
     done = threading.Event()
 
@@ -540,15 +541,25 @@ def test_nothing_that_is_wrapped_is_shown_or_logged(site: Site, caplog: pytest.L
 class HostileServer:
     """It has a good certificate, and gives ``answer`` to whatever it is asked; ``None`` says nothing.
 
-    With a ``pause`` it gives it byte by byte.
+    With a ``pause`` it gives it byte by byte; with ``then`` it takes another request on the same connection, and closes
+    it or says nothing more.
     """
 
-    def __init__(self, site: Site, answer: bytes | None, *, pause: float = 0) -> None:
+    def __init__(
+        self,
+        site: Site,
+        answer: bytes | None,
+        *,
+        pause: float = 0,
+        then: Literal["", "closes", "is silent"] = "",
+    ) -> None:
         identity = site.authority.issue("hostile", server=True)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(identity.certificate, identity.key)
         self._answer = answer
         self._pause = pause
+        self._then = then
+        self.asked = 0
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._socket.settimeout(0.1)
         self._stop = threading.Event()
@@ -574,10 +585,15 @@ class HostileServer:
             try:
                 with self._context.wrap_socket(plain, server_side=True) as connection:
                     connection.recv(1 << 16)
+                    self.asked += 1
                     if self._answer is None:
                         self._stop.wait(5)
                     elif not self._pause:
                         connection.sendall(self._answer)
+                        if self._then and connection.recv(1 << 16):
+                            self.asked += 1
+                            if self._then == "is silent":
+                                self._stop.wait(5)
                     else:
                         for byte in self._answer:
                             connection.sendall(bytes([byte]))
@@ -649,10 +665,28 @@ HOSTILE: dict[str, tuple[bytes | None, str]] = {
 def test_a_hostile_server_ends_in_one_line_within_its_time(site: Site, answer: str) -> None:
     sent, reason = HOSTILE[answer]
     with HostileServer(site, sent) as server:
-        store = open_store(server.port, site.client, site.authority.file, timeout=1)
+        store = open_store(server.port, site.client, site.authority.file, timeout=1 if sent is None else 20)
         with pytest.raises(KeystoreError, match=reason) as refusal:
             store.describe("k")
         is_one_line(refusal.value)
+
+
+@pytest.mark.parametrize(("then", "asked"), [("closes", 3), ("is silent", 2)])
+def test_a_request_goes_out_again_where_the_connection_was_closed_and_not_where_it_may_be_done_yet(
+    site: Site, then: Literal["closes", "is silent"], asked: int
+) -> None:
+    with HostileServer(site, _response(LOCATE, _structure("42007c")), then=then) as server:
+        store = open_store(
+            server.port, site.client, site.authority.file, timeout=20 if then == "closes" else 1
+        )
+        for error, reason in (
+            (KeystoreError, "there is no key k"),
+            (KeystoreError, "there is no key k") if then == "closes" else (KeystoreUnavailable, "Timeout"),
+        ):
+            with pytest.raises(error, match=reason):
+                store.describe("k")
+        store.close()
+    assert server.asked == asked
 
 
 def test_a_server_that_drips_its_answer_is_not_waited_for(site: Site) -> None:
@@ -665,6 +699,6 @@ def test_a_server_that_drips_its_answer_is_not_waited_for(site: Site) -> None:
 def test_the_hostile_answers_are_refused_for_what_is_wrong_with_them(site: Site) -> None:
     # The same builder makes an answer that is taken: no objects, so no such key.
     with HostileServer(site, _response(LOCATE, _structure("42007c"))) as server:
-        store = open_store(server.port, site.client, site.authority.file, timeout=5)
+        store = open_store(server.port, site.client, site.authority.file, timeout=20)
         with pytest.raises(KeystoreError, match="there is no key k"):
             store.describe("k")

@@ -548,12 +548,53 @@ for _ in range(30):
         for process in processes:
             _, errors = process.communicate(timeout=60)
             assert process.returncode == 0, errors
+    store.rotate("k", now=NOW + CLAIM_ENDS)  # whatever the last attempt of one has left
     assert not claims_of(store)
     versions = store.describe("k")
     assert [one.version for one in versions] == list(range(1, len(versions) + 1))
     assert len(versions) > 1
     assert {store.unwrap("k", one, AAD) for one in wrapped} == {SECRET}
     assert keys_in(soft_token) == len(versions)
+
+
+def test_a_key_whose_making_was_not_answered_is_made_again_under_a_name_of_its_own(
+    soft_token: SoftToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    names: list[bytes] = []
+
+    def generate(session: pkcs11.Session, label: str, name: bytes) -> None:
+        pkcs11_token.generate(session, label, name)
+        names.append(name)
+        if len(names) == 1:
+            raise pkcs11_token.Lost("the answer")
+
+    monkeypatch.setattr("cloister.broker.keystores.pkcs11.generate", generate)
+    assert store.rotate("k", now=NOW).version == 2
+    assert len(set(names)) == 2
+    wrapped = store.wrap("k", SECRET, AAD)
+    assert wrapped[:4] == (2).to_bytes(4, "big")
+    assert store.unwrap("k", wrapped, AAD) == SECRET
+
+
+def test_a_search_that_missed_a_record_is_not_believed(
+    soft_token: SoftToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = soft_token.open()
+    store.generate("k", owner=OWNER, now=NOW)
+    store.rotate("k", now=NOW)
+    store.describe("k")
+    searches: list[int] = []
+
+    def recorded(session: pkcs11.Session, key: str) -> list[VersionRecord]:
+        found = pkcs11_token.recorded(session, key)
+        searches.append(len(found))
+        return [one for one in found if one.version != 1] if len(searches) == 1 else found
+
+    monkeypatch.setattr("cloister.broker.keystores.pkcs11.recorded", recorded)
+    assert [one.version for one in store.describe("k")] == [1, 2]
+    assert len(searches) > 1
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ class Replayed(RecordedKeystore):
         began, self._began = self._began, None
         return float(self._answer("clock")) if began is None else began
 
-    def _records(self, key: str) -> Collection[VersionRecord]:
+    def _records(self, key: str, *, certain: bool = False) -> Collection[VersionRecord]:
         return self._answer("records")  # type: ignore[no-any-return]
 
     def _create(self, key: str, number: int) -> str:

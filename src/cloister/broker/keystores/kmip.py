@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +33,7 @@ from cloister.broker.keystores.records import (
     encode_record,
 )
 from cloister.broker.keystores.versioned import ForeignVersion
+from cloister.channel.keyring import seconds_since_boot
 from cloister.errors import KeystoreError, KeystoreUnavailable, UsageError
 
 STORE: Final = "the KMIP server"
@@ -64,7 +64,7 @@ class KmipKeystore(RecordedKeystore):
         ca: Path,
         timeout: float = TIMEOUT,
         entropy: Callable[[int], bytes] = os.urandom,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = seconds_since_boot,
     ) -> None:
         super().__init__(clock)
         if not host or not 1 <= port <= 65535:

@@ -38,9 +38,12 @@ class Refused(Exception):
 
 
 class _Broken(Exception):
-    def __init__(self, why: str) -> None:
+    """``closed``: the server has closed the connection, or whoever carries it."""
+
+    def __init__(self, why: str, *, closed: bool = False) -> None:
         super().__init__(why)
         self.why = why
+        self.closed = closed
 
 
 def tls_context(*, certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
@@ -92,11 +95,14 @@ class KmipWire:
         """
         request = _encode(operation, payload)
         connection = self._reuse()
-        if connection is not None:
-            with suppress(_Broken):
-                return self._exchange(connection, operation, request)
-            self.close()  # the others are no better
         try:
+            if connection is not None:
+                try:
+                    return self._exchange(connection, operation, request)
+                except _Broken as broken:
+                    self.close()  # the others are no better
+                    if not broken.closed:  # it may be done yet
+                        raise
             return self._exchange(self._connect(), operation, request)
         except _Broken as broken:
             raise KeystoreUnavailable(
@@ -179,7 +185,7 @@ class KmipWire:
                 f"the KMIP server {self.host}:{self.port} refuses our certificate ({_printable(error.reason)})",
                 todo="have it issued by the CA that the server trusts",
             )
-        return _Broken(type(error).__name__)
+        return _Broken(type(error).__name__, closed=not isinstance(error, TimeoutError))
 
 
 def _encode(operation: Any, payload: Any) -> bytes:
@@ -228,7 +234,7 @@ def _receive(connection: ssl.SSLSocket, size: int, deadline: float) -> bytes:
         connection.settimeout(_left(deadline))
         part = connection.recv(size - len(received))
         if not part:
-            raise _Broken("it closed the connection")
+            raise _Broken("it closed the connection", closed=True)
         received += part
     return bytes(received)
 

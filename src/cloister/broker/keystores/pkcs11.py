@@ -38,6 +38,7 @@ from cloister.broker.keystores.pkcs11_token import (
 )
 from cloister.broker.keystores.records import RecordedKeystore, VersionRecord
 from cloister.broker.keystores.versioned import ForeignVersion
+from cloister.channel.keyring import seconds_since_boot
 from cloister.errors import KeystoreError, KeystoreUnavailable
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NONCE_SIZE: Final = 12
-PAUSES: Final = (0.05, 0.2)
+PAUSES: Final = (0.05, 0.2, 1.0)
 """Seconds before the module is started once more. SoftHSM writes a file at each login, and shows no token meanwhile."""
 
 
@@ -78,7 +79,7 @@ class Pkcs11Keystore(RecordedKeystore):
         pin: bytes,
         *,
         entropy: Callable[[int], bytes] = os.urandom,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = seconds_since_boot,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(clock)
@@ -116,9 +117,14 @@ class Pkcs11Keystore(RecordedKeystore):
             return list(dict.fromkeys(search(anew=True) + search(anew=True)))
 
     def _create(self, key: str, number: int) -> str:
-        name = self._entropy(ID_SIZE)
-        self._change(lambda session: generate(session, key_label(key, number), name))
-        return name.hex()
+        def work(session: Session) -> str:
+            name = self._entropy(
+                ID_SIZE
+            )  # another one each time: what was not answered may be done, or be done yet
+            generate(session, key_label(key, number), name)
+            return name.hex()
+
+        return self._change(work)
 
     def _write(self, record: VersionRecord, *, may: Callable[[], None] = lambda: None) -> None:
         def work(session: Session) -> None:
@@ -133,12 +139,12 @@ class Pkcs11Keystore(RecordedKeystore):
     def _erase(self, key: str, number: int, name: str) -> None:
         self._change(lambda session: erase(session, key, number, name))
 
-    def _change(self, work: Callable[[Session], None]) -> None:
-        def changing(session: Session) -> None:
+    def _change(self, work: Callable[[Session], T]) -> T:
+        def changing(session: Session) -> T:
             self._module.changed = True
-            work(session)
+            return work(session)
 
-        self._ask(changing)
+        return self._ask(changing)
 
     def _encrypt(self, key: str, version: ForeignVersion, plaintext: bytes, aad: bytes) -> bytes:
         nonce = self._entropy(NONCE_SIZE)

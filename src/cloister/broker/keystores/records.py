@@ -130,7 +130,7 @@ def has_ended(record: VersionRecord, now: int) -> bool:
 
 @dataclass
 class _Claim:
-    """A claim of this process; ``began`` is by its own clock."""
+    """A claim of this process; ``began`` is by its own clock, which goes on while the machine sleeps."""
 
     record: VersionRecord
     began: float
@@ -193,7 +193,12 @@ class RecordedKeystore(VersionedKeystore):
         return super().describe(key)
 
     def _read(self, key: str) -> tuple[ForeignVersion, ...]:
-        return told(key, self._records(key), self.store)
+        try:
+            return told(key, self._records(key), self.store)
+        except KeystoreUnavailable:
+            raise
+        except KeystoreError:  # a search that is not certain may have missed some of what it met
+            return told(key, self._records(key, certain=True), self.store)
 
     def _shred(self, key: str, version: ForeignVersion) -> None:
         # The record first: from here on the version is refused, whatever happens to the rest.
@@ -276,7 +281,8 @@ class RecordedKeystore(VersionedKeystore):
         try:
             self._write(made(key, one.version, one.owner, one.created, one.object), may=may)
         except _TooLate:
-            self._leave(key, ())
+            # Whatever kept us so long: others may have taken the claim for a crashed broker's meanwhile.
+            self._leave(key, told(key, self._records(key, certain=True), self.store))
             raise KeystoreUnavailable(
                 f"{self.store} took too long to make version {one.version} of the key {key}", todo="ask again"
             ) from None
