@@ -60,7 +60,7 @@ def run(
         text=True,
         env=environment,
         cwd=where,
-        timeout=100,
+        timeout=280,
         check=False,
     )
 

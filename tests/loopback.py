@@ -41,16 +41,20 @@ class LoopbackCapture:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(5)
+        self._thread.join(60)
         self._socket.close()
 
     def _run(self) -> None:
         total = 0
         while total < _MAX_BYTES:
+            ended = (
+                self._stop.is_set()
+            )  # what came until then is read yet, and not waited for what others send
+            self._socket.settimeout(0.0 if ended else 0.1)
             try:
                 packet = self._socket.recv(1 << 17)
-            except TimeoutError:
-                if self._stop.is_set():
+            except (TimeoutError, BlockingIOError):
+                if ended:
                     return
                 continue
             total += len(packet)

@@ -98,14 +98,14 @@ class Site:
         for uri in uris or self.uris:
             cloister("broker", "policy", uri, *files, *self._state)
 
-    def cloister(self, *words: str, timeout: float = 110) -> str:
+    def cloister(self, *words: str, timeout: float = 280) -> str:
         """A command in the folder of the run; its standard output."""
         done = self.command(*words, timeout=timeout)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def command(
-        self, *words: str, timeout: float = 110, directory: Path | None = None
+        self, *words: str, timeout: float = 280, directory: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """The same, whatever comes of it."""
         return subprocess.run(
@@ -114,7 +114,7 @@ class Site:
         )  # fmt: skip
 
     def run(
-        self, argv: Sequence[str], *options: str, timeout: float = 110
+        self, argv: Sequence[str], *options: str, timeout: float = 280
     ) -> subprocess.CompletedProcess[str]:
         """``cloister run`` of this program."""
         return self.command("run", "--simulated-tee", str(self.tee), *options, "--", *argv, timeout=timeout)

@@ -51,7 +51,7 @@ def peft(base: Path, adapter: Path) -> dict[str, list[str]]:
     tests = str(Path(__file__).resolve().parents[1])
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {tests!r})\n{_PEFT}", base, adapter, str(TOKENS), *PROMPTS],
-        capture_output=True, text=True, check=False, timeout=110,
+        capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answers: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])

@@ -276,7 +276,7 @@ def kmip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[KmipServerP
         certificate=client.certificate,
         key=client.key,
         ca=authority.file,
-        timeout=2.0,
+        timeout=20.0,
     )
     yield server, store
     store.close()

@@ -98,7 +98,7 @@ def test_content_in_many_pieces_still_arrives():
 
 
 def test_requests_that_together_hold_too_much_are_turned_away_and_the_room_comes_back():
-    held = Held(answering, max_received=100_000, receive_seconds=2)
+    held = Held(answering, max_received=100_000, receive_seconds=5)
 
     async def scenario() -> list[int]:
         statuses = []

@@ -293,18 +293,18 @@ def test_an_answer_that_its_application_breaks_off_is_not_taken_for_whole(servic
 
 def test_a_client_that_leaves_frees_its_place():
     with (
-        running(answers=["token "] * 500, pause=0.02) as service,
+        running(answers=["token "] * 3500, pause=0.02) as service,
         cloister.connect(service.url, policy=service.policy) as http_client,
     ):
         client = openai.OpenAI(base_url=f"{service.url}/v1", api_key="sk", http_client=http_client)
         stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
         next(iter(stream))
         stream.close()
-        assert service.disconnected.wait(10)
+        assert service.disconnected.wait(60)
 
 
 def test_an_asynchronous_client_that_is_cancelled_frees_its_place():
-    with running(answers=["token "] * 500, pause=0.02) as service:
+    with running(answers=["token "] * 3500, pause=0.02) as service:
 
         async def ask() -> None:
             async with cloister.connect_async(service.url, policy=service.policy) as http_client:
@@ -323,7 +323,7 @@ def test_an_asynchronous_client_that_is_cancelled_frees_its_place():
                 reading.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await reading
-                assert await asyncio.to_thread(service.disconnected.wait, 10)
+                assert await asyncio.to_thread(service.disconnected.wait, 60)
 
         asyncio.run(ask())
 

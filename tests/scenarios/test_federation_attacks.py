@@ -342,7 +342,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         told.reached["when it had left"] = insider.ask().status_code
         told.ended = wait_for(watch.ended, seconds=300, what="the end")
         told.rounds = watch.rounds()
-        wait_for((federation.parties["north"].out / "provenance.json").exists, what="the model")
+        wait_for((federation.parties["north"].out / "provenance.json").exists, seconds=240, what="the model")
         federation.services.pop("south agent").stop()  # it is played from here in what follows
         yield told
 

@@ -102,7 +102,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
         left_at_party = undo.enter_context(killed(federation.services.pop("west workload")))
         ended = wait_for(watch.ended, seconds=240, what="the end")
         receiver = federation.parties["north"].out
-        written = wait_for((receiver / "provenance.json").exists, seconds=60, what="the model")
+        written = wait_for((receiver / "provenance.json").exists, seconds=240, what="the model")
         yield Lived(
             federation, second.value, left, outlived(left_at_party), restored, watch.begun(),
             watch.rounds(), watch.told("west")[-1], ended, written,

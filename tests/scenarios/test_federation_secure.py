@@ -99,7 +99,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
         own = federation.services["north workload"].process.pid
         kept = anywhere([own], expected[1].updates[:1])
         for party in federation.parties.values():
-            wait_for((party.out / "provenance.json").exists, seconds=60, what="the model")
+            wait_for((party.out / "provenance.json").exists, seconds=240, what="the model")
         yield Lived(federation, digest, watch.rounds(), ended, expected, found, kept)
 
 

@@ -98,7 +98,7 @@ def went(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Went]:
                 wait_for(watch.rounds, seconds=240, what="the first round")
                 seen = _processes(federation)
                 wait_for(watch.ended, seconds=240, what="the end")
-                wait_for((federation.parties[RECEIVER].out / NAME).exists, seconds=60, what="the model")
+                wait_for((federation.parties[RECEIVER].out / NAME).exists, seconds=240, what="the model")
                 status = federation.status(RECEIVER, "--report", report)
         folders = [memory_folder_of(federation.services[name]) for name in _flower(federation)]
         open_folders = [str(one) for one in folders if stat.S_IMODE(one.stat().st_mode) != 0o700]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import httpx2
 
@@ -14,6 +16,7 @@ from app_server import served
 from cloister.inference.admission import MAX_WAITING, SHARE
 from cloister.inference.api_keys import ApiKeys
 from cloister.inference.app import create_app
+from cloister.inference.generation import Generations
 from scripted_engine import ScriptedEngine
 
 GREEDY, MODEST = "sk-" + "g" * 40, "sk-" + "m" * 40
@@ -24,9 +27,15 @@ class Flood:
     """A service whose one slot is held by the greedy key, with as many of its requests waiting as may wait."""
 
     def __init__(
-        self, url: str, go_on: threading.Event, engine: ScriptedEngine, pool: ThreadPoolExecutor
+        self,
+        url: str,
+        go_on: threading.Event,
+        engine: ScriptedEngine,
+        generations: Generations,
+        pool: ThreadPoolExecutor,
     ) -> None:
         self.url, self.go_on, self.engine, self._pool = url, go_on, engine, pool
+        self._generations = generations
 
     def ask(self, key: str) -> httpx2.Response:
         body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": key}]}
@@ -38,14 +47,29 @@ class Flood:
     def begin(self, key: str) -> Any:
         return self._pool.submit(self.ask, key)
 
+    def queued(self, key: str) -> Any:
+        """Begun, and in the queue behind all that is there."""
+        before, asked, until = self._generations.waiting, self.begin(key), time.monotonic() + 30
+        while self._generations.waiting == before:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        return asked
+
 
 @contextmanager
 def flooded() -> Iterator[Flood]:
     go_on = threading.Event()
     engine = ScriptedEngine(["a"], slots=1, before=lambda _: bool(go_on.wait(30)))
-    app = create_app(engine, model_name="m", api_keys=ApiKeys([GREEDY, MODEST]))
+    made: list[Generations] = []
+
+    def generations(engine: ScriptedEngine) -> Generations:
+        made.append(Generations(engine))
+        return made[-1]
+
+    with mock.patch("cloister.inference.app.Generations", generations):
+        app = create_app(engine, model_name="m", api_keys=ApiKeys([GREEDY, MODEST]))
     with served(app) as url, ThreadPoolExecutor(MOST + 8) as pool:
-        flood = Flood(url, go_on, engine, pool)
+        flood = Flood(url, go_on, engine, made[0], pool)
         try:
             mine = [flood.begin(GREEDY) for _ in range(MOST + 4)]
             # One has the slot and a share waits: three more are refused, and only then is the flood complete.
@@ -75,8 +99,7 @@ def test_a_key_that_floods_the_queue_is_told_429_and_when_to_come_back() -> None
 
 def test_another_key_gets_the_next_slot_though_it_came_last() -> None:
     with flooded() as flood:
-        modest = flood.begin(MODEST)
-        threading.Event().wait(0.3)  # it stands in the queue, behind all of the other's
+        modest = flood.queued(MODEST)
         flood.go_on.set()
         assert modest.result(30).status_code == 200
         order = [asked["messages"][0]["content"] for asked in flood.engine.asked]
@@ -85,8 +108,7 @@ def test_another_key_gets_the_next_slot_though_it_came_last() -> None:
 
 def test_who_waits_is_told_nothing_before_there_is_a_slot() -> None:
     with flooded() as flood:
-        modest = flood.begin(MODEST)
-        threading.Event().wait(0.3)
+        modest = flood.queued(MODEST)
         assert not modest.done()  # not even a status
         flood.go_on.set()
         assert modest.result(30).status_code == 200

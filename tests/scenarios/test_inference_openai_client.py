@@ -252,32 +252,41 @@ def test_the_async_client_chats_streams_and_embeds_at_once(url: str) -> None:
 
 
 def test_clients_that_leave_free_every_slot(url: str, client: openai.OpenAI) -> None:
-    streams = [
-        client.chat.completions.create(
-            model=MODEL, messages=ONCE, max_tokens=480, logit_bias=ENDLESS, stream=True, temperature=0
-        )
-        for _ in range(4)
-    ]
-    for stream in streams:
-        next(iter(stream))
-    for stream in streams:
-        stream.close()
+    def attempt() -> float:
+        streams = [
+            client.chat.completions.create(
+                model=MODEL, messages=ONCE, max_tokens=480, logit_bias=ENDLESS, stream=True, temperature=0
+            )
+            for _ in range(4)
+        ]
+        for stream in streams:
+            next(iter(stream))
+        for stream in streams:
+            stream.close()
+        return one_token(client)
+
+    # The bound is the issue's: without the cancellation, four times 480 tokens would come first.
+    assert any(attempt() < 1 for _ in range(3))
+
+
+def one_token(client: openai.OpenAI) -> float:
+    """The seconds to an answer."""
     started = time.monotonic()
     client.chat.completions.create(model=MODEL, messages=ONCE, max_tokens=1)
-    # The bound is the issue's: without the cancellation, four times 480 tokens would come first.
-    assert time.monotonic() - started < 1
+    return time.monotonic() - started
 
 
 def test_a_client_that_times_out_without_a_stream_frees_its_slot_too(url: str, client: openai.OpenAI) -> None:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=0.05) as hasty:
-        for _ in range(4):
-            with pytest.raises(openai.APITimeoutError):
-                hasty.completions.create(
-                    model=MODEL, prompt=["Once"] * 8, max_tokens=480, logit_bias=ENDLESS, temperature=0
-                )
-    started = time.monotonic()
-    client.chat.completions.create(model=MODEL, messages=ONCE, max_tokens=1)
-    assert time.monotonic() - started < 1
+    def attempt() -> float:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=0.05) as hasty:
+            for _ in range(4):
+                with pytest.raises(openai.APITimeoutError):
+                    hasty.completions.create(
+                        model=MODEL, prompt=["Once"] * 8, max_tokens=480, logit_bias=ENDLESS, temperature=0
+                    )
+        return one_token(client)
+
+    assert any(attempt() < 1 for _ in range(3))
 
 
 def test_prompts_answers_and_keys_are_in_no_log_and_on_no_output(

@@ -149,19 +149,22 @@ def test_an_answer_streams_while_it_is_made(tmp_path: Path) -> None:
         local(tmp_path, answers=["one", "two", "three"], pause=0.7, cadence=0.01) as it,
         it.client() as client,
     ):
-        came = []
-        for _ in client.chat.completions.create(**question(stream=True)):
-            came.append(time.monotonic())
-    assert came[-1] - came[0] > 0.7
+        spread = []
+        for _ in range(3):  # who reads may not have its turn for as long
+            came = [time.monotonic() for _ in client.chat.completions.create(**question(stream=True))]
+            spread.append(came[-1] - came[0])
+            if spread[-1] > 0.7:
+                break
+    assert max(spread) > 0.7
 
 
 def test_who_leaves_in_the_middle_is_not_answered_to_the_end(tmp_path: Path) -> None:
-    with local(tmp_path, answers=["word"] * 200, pause=0.1, cadence=0.01) as it:
+    with local(tmp_path, answers=["word"] * 1000, pause=0.1, cadence=0.01) as it:
         with it.client() as client:
             stream = client.chat.completions.create(**question(stream=True))
             next(iter(stream))
             stream.close()
-        assert it.service.disconnected.wait(10)
+        assert it.service.disconnected.wait(60)
 
 
 # Who is kept out.
@@ -266,7 +269,7 @@ def test_a_socket_is_its_owners_alone_and_the_programs_own_key_goes_through(tmp_
         assert failed.value.code == 4
         assert path.is_socket()
         it.process.send_signal(signal.SIGTERM)
-        assert it.process.wait(15) == 0
+        assert it.process.wait(60) == 0
         assert not path.exists()
 
 
@@ -280,8 +283,8 @@ def test_a_proxy_that_still_verifies_keeps_its_socket(tmp_path: Path) -> None:
         ]  # fmt: skip
         first = subprocess.Popen(words, stderr=subprocess.DEVNULL)
         try:
-            wait_until(path.is_socket)
-            second = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+            wait_until(path.is_socket, timeout=60)
+            second = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
             assert second.returncode == 4
             assert "something is there" in second.stderr
             assert path.is_socket()
@@ -289,7 +292,7 @@ def test_a_proxy_that_still_verifies_keeps_its_socket(tmp_path: Path) -> None:
             path.write_text("somebody's")
         finally:
             first.terminate()
-            first.wait(10)
+            first.wait(60)
         assert path.read_text() == "somebody's"
 
 

@@ -37,7 +37,7 @@ def script(code: str, folder: Path) -> str:
     """What the script writes to standard error."""
     done = subprocess.run(
         [sys.executable, "-c", BEGIN + code], capture_output=True, text=True, check=False, cwd=folder.parent,
-        env={"PATH": "", "PYTHONPATH": "", "HOME": str(folder.parent)}, timeout=100,
+        env={"PATH": "", "PYTHONPATH": "", "HOME": str(folder.parent)}, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stderr

@@ -68,7 +68,7 @@ def acknowledged(process: subprocess.Popen[str], before: int) -> int:
     assert process.stdout is not None
     lines = [line for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
     process.stdout.close()
-    process.wait(10)
+    process.wait(60)
     return int(lines[-1]) if lines else before
 
 
@@ -144,7 +144,7 @@ def test_a_mount_whose_launcher_is_killed_commits_unmounts_and_ends(tree: TreePl
     assert launcher.stdout is not None
     pid = int(launcher.stdout.readline())
     launcher.kill()
-    launcher.wait(10)
+    launcher.wait(60)
     launcher.stdout.close()
     deadline = time.monotonic() + 20
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:

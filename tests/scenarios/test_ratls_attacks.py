@@ -339,7 +339,7 @@ def test_an_ended_certificate_is_refused_on_the_connection_after_a_renewal() -> 
     """The attacker got at a key that the server gave up since, and takes over the address."""
     clock = Clock()
     with Recorder(parts.shows(OURS.certificate, OURS.key)).running() as peer:
-        with connect_attested(peer.url, policy=POLICY, now=clock, timeout=2) as client:
+        with connect_attested(peer.url, policy=POLICY, now=clock, timeout=30) as client:
             clock.now = NOW + 3600
             with pytest.raises(EvidenceError, match="holds from"):
                 client.post("/", content=b"the prompt")

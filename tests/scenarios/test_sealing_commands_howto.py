@@ -22,7 +22,7 @@ def test_the_how_to_seals_looks_rotates_renames_and_unseals(tmp_path: Path) -> N
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     shell = subprocess.run(
         ["bash", "-c", "\n".join(script)],
-        cwd=tmp_path, env=environment, check=False, capture_output=True, timeout=110,
+        cwd=tmp_path, env=environment, check=False, capture_output=True, timeout=280,
     )  # fmt: skip
     said = shell.stdout.decode() + shell.stderr.decode()
     assert "THE-END" in said, said[-3000:]

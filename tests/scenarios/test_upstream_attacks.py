@@ -240,8 +240,8 @@ def test_a_request_that_waits_for_the_first_byte_is_broken_off_at_once() -> None
     with written_server(script) as address, upstream(address, bounds=Bounds()) as engine:
         started = time.monotonic()
         engine.generate("chat", {"messages": ONCE}, lambda _: True)
-        assert closed.wait(5)
-        assert time.monotonic() - started < 5
+        assert closed.wait(30)
+        assert time.monotonic() - started < 30
 
 
 def test_closing_breaks_off_what_runs() -> None:
@@ -258,7 +258,7 @@ def test_closing_breaks_off_what_runs() -> None:
         thread.start()
         assert first.wait(10)
         engine.close()
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()
         with pytest.raises(RequestRefused):
             engine.generate("chat", {"messages": ONCE}, lambda _: False)

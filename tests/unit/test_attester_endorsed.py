@@ -78,19 +78,19 @@ def settle(attester: EndorsedAttester) -> None:
 
 
 def test_a_quote_carries_what_the_vendor_signs_now(clock: Clock, source: Source) -> None:
-    attester = EndorsedAttester(Bare(), source, clock)
+    attester = EndorsedAttester(Bare(), source, clock, patience=20)
     assert attester.quote(REPORT_DATA).endorsements == platform().collateral(NOW, "tdx")
 
 
 def test_the_vendor_is_asked_once_for_many_quotes(clock: Clock, source: Source) -> None:
-    attester = EndorsedAttester(Bare(), source, clock)
+    attester = EndorsedAttester(Bare(), source, clock, patience=20)
     for _ in range(20):
         attester.quote(REPORT_DATA)
     assert source.asked == 1
 
 
 def test_it_is_refreshed_in_the_background_before_it_ends(clock: Clock, source: Source) -> None:
-    attester = EndorsedAttester(Bare(), source, clock)
+    attester = EndorsedAttester(Bare(), source, clock, patience=20)
     first = attester.quote(REPORT_DATA).endorsements
     clock.now += DAY
     assert clock.now - NOW > MAX_AGE
@@ -104,7 +104,7 @@ def test_it_is_refreshed_in_the_background_before_it_ends(clock: Clock, source: 
 def test_the_last_good_one_stays_while_the_vendor_is_down_and_no_longer_than_it_holds(
     clock: Clock, source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
-    attester = EndorsedAttester(Bare(), source, clock)
+    attester = EndorsedAttester(Bare(), source, clock, patience=20)
     first = attester.quote(REPORT_DATA).endorsements
     source.down = True
     for _ in range(25):
@@ -121,7 +121,7 @@ def test_the_last_good_one_stays_while_the_vendor_is_down_and_no_longer_than_it_
 
 def test_a_vendor_that_is_down_is_not_asked_for_every_quote(clock: Clock, source: Source) -> None:
     source.down = True
-    attester = EndorsedAttester(Bare(), source, clock)
+    attester = EndorsedAttester(Bare(), source, clock, patience=20)
     for _ in range(20):
         assert attester.quote(REPORT_DATA).endorsements == b""
     assert source.asked == 1
@@ -133,7 +133,7 @@ def test_a_vendor_that_is_down_is_not_asked_for_every_quote(clock: Clock, source
 def test_a_clock_that_went_back_does_not_put_off_the_next_try(clock: Clock, source: Source) -> None:
     clock.now += 3 * DAY
     source.down = True
-    attester = EndorsedAttester(Bare(), source, clock)
+    attester = EndorsedAttester(Bare(), source, clock, patience=20)
     attester.quote(REPORT_DATA)
     clock.now -= 3 * DAY
     source.down = False
@@ -169,7 +169,7 @@ def test_many_threads_ask_once_and_all_get_it(clock: Clock, source: Source) -> N
 
 def test_another_platform_is_another_question(clock: Clock, source: Source) -> None:
     bare = Bare()
-    attester = EndorsedAttester(bare, source, clock)
+    attester = EndorsedAttester(bare, source, clock, patience=20)
     attester.quote(REPORT_DATA)
     bare.tee = platform().tee("sgx", clock=lambda: NOW)
     attester.quote(REPORT_DATA)
@@ -184,7 +184,7 @@ def test_a_document_that_is_none_or_ended_is_not_carried(
     clock: Clock, source: Source, answer: Callable[[], bytes]
 ) -> None:
     source.answer = answer
-    attester = EndorsedAttester(Bare(own=b"its own"), source, clock)
+    attester = EndorsedAttester(Bare(own=b"its own"), source, clock, patience=20)
     assert attester.quote(REPORT_DATA).endorsements == b"its own"
 
 
@@ -193,7 +193,7 @@ def test_a_source_that_breaks_does_not_break_the_attester(clock: Clock, source: 
         raise ZeroDivisionError
 
     source.answer = answer
-    attester = EndorsedAttester(Bare(), source, clock)
+    attester = EndorsedAttester(Bare(), source, clock, patience=20)
     assert attester.quote(REPORT_DATA).endorsements == b""
 
 
@@ -202,12 +202,12 @@ def test_evidence_nobody_endorses_passes_unchanged(clock: Clock, source: Source)
         def quote(self, report_data: bytes) -> RawEvidence:
             return RawEvidence(tee="tpm", quote=b"{}", endorsements=b"its own")
 
-    assert EndorsedAttester(Tpm(), source, clock).quote(REPORT_DATA).endorsements == b"its own"
+    assert EndorsedAttester(Tpm(), source, clock, patience=20).quote(REPORT_DATA).endorsements == b"its own"
     assert source.asked == 0
 
 
 def test_an_attester_that_fails_fails_as_before(clock: Clock, source: Source) -> None:
-    attester = EndorsedAttester(Bare(), source, clock)
+    attester = EndorsedAttester(Bare(), source, clock, patience=20)
     with pytest.raises(AttesterError):
         attester.quote(b"short")
 

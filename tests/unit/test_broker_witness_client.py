@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -153,8 +153,7 @@ def pouring(piece: bytes, pause: float) -> Iterator[tuple[str, list[int]]]:
     stop, poured = threading.Event(), [0]
 
     def pour(listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        with connection:
+        with suppress(OSError), listener.accept()[0] as connection:
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             while not stop.wait(pause):
                 try:
@@ -168,6 +167,8 @@ def pouring(piece: bytes, pause: float) -> Iterator[tuple[str, list[int]]]:
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", poured
         stop.set()
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # who still waits for a connection
         thread.join()
 
 

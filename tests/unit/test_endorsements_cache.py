@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import stat
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -147,22 +148,32 @@ def test_a_crash_before_the_rename_leaves_what_was_there(
     assert len(files(cache)) == 1
 
 
-def _write_many(directory: Path, mark: bytes) -> None:
-    for number in range(40):
+def _write_many(directory: Path, mark: bytes, enough: Event) -> None:
+    number = 0
+    while number < 40 or not enough.is_set():
+        number += 1
         Cache(directory).write(entry(mark * 5000, key=f"tcb/tdx/{number % 4}"))
 
 
 def test_two_processes_write_at_once_and_every_entry_is_whole(cache: Cache) -> None:
     context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_write_many, args=(cache.directory, mark)) for mark in (b"a", b"b")]
+    enough = context.Event()
+    writers = [
+        context.Process(target=_write_many, args=(cache.directory, mark, enough)) for mark in (b"a", b"b")
+    ]
     for writer in writers:
         writer.start()
     seen = 0
-    while any(writer.is_alive() for writer in writers):
-        for number in range(4):
-            found = cache.read("intel", f"tcb/tdx/{number}")
-            assert found is None or found.content in (b"a" * 5000, b"b" * 5000)
-            seen += found is not None
+    try:
+        while any(writer.is_alive() for writer in writers):
+            for number in range(4):
+                found = cache.read("intel", f"tcb/tdx/{number}")
+                assert found is None or found.content in (b"a" * 5000, b"b" * 5000)
+                seen += found is not None
+            if seen:
+                enough.set()
+    finally:
+        enough.set()
     for writer in writers:
         writer.join(20)
         assert writer.exitcode == 0

@@ -92,12 +92,12 @@ def test_a_program_ends_when_it_is_closed(programs: Programs, tmp_path: Path) ->
 
 
 def test_a_program_ends_when_who_asked_for_it_is_killed(programs: Programs, tmp_path: Path) -> None:
+    starter = programs._process.pid
+    before = set(children(starter))
     launcher = subprocess.Popen(
         [tmp_path_link(programs, "flower-superexec"), "--insecure", "--runtime-api-address", "127.0.0.1:9"],
         env=programs._environment | environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    starter = programs._process.pid
-    before = set(children(starter))
     until = time.monotonic() + WAIT
     while not (new := set(children(starter)) - before) and time.monotonic() < until:
         time.sleep(0.05)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -47,7 +48,10 @@ def test_no_more_requests_run_at_once_than_the_engine_has_slots() -> None:
             with lock:
                 running += 1
                 most = max(most, running)
-            everyone.wait(0.05)
+                if running == 3:
+                    everyone.set()
+            everyone.wait(20)
+            time.sleep(0.05)  # a fourth would be seen
             with lock:
                 running -= 1
 

@@ -116,10 +116,11 @@ def test_linux_tells_of_a_neighbour_who_takes_the_processor() -> None:
     program = (
         "import time, threading; from pathlib import Path\n"
         "from cloister.inference.engines.torch_waiting import waited_of\n"
-        "own = threading.get_native_id(); tasks = Path('/proc/self/task'); before = waited_of(tasks, own)\n"
-        "end = time.monotonic() + 1.0\n"
-        "while time.monotonic() < end: pass\n"
-        "print(waited_of(tasks, own) - before)\n"
+        "own = threading.get_native_id(); tasks = Path('/proc/self/task')\n"
+        "began = time.monotonic(); before = waited_of(tasks, own)\n"
+        "while time.monotonic() < began + 1.0: pass\n"
+        "waited = waited_of(tasks, own) - before\n"
+        "print(waited / (time.monotonic() - began))\n"
     )
     there = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
     neighbour = subprocess.Popen([sys.executable, "-c", there + "while True: pass"])

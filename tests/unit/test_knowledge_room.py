@@ -406,7 +406,7 @@ def test_searches_go_in_turns_and_beyond_a_queue_are_refused(library: Library) -
             first = itertools.islice(asyncio.as_completed(many, timeout=30), 100)
             refused = [(await one).status_code for one in first]
             assert set(refused) <= {429, 503}
-            assert (await asyncio.wait_for(client.get("/healthz"), 5)).status_code == 200
+            assert (await asyncio.wait_for(client.get("/healthz"), 30)).status_code == 200
             gate.set()
             answers = await asyncio.gather(*many)
             assert {answer.status_code for answer in answers} == {200, *refused}
@@ -417,9 +417,10 @@ def test_searches_go_in_turns_and_beyond_a_queue_are_refused(library: Library) -
 class Slow(Library):
     """Reads a document when it is let."""
 
-    gate = threading.Event()
+    gate, entered = threading.Event(), threading.Event()
 
     def add(self, *args: Any, **more: Any) -> Any:
+        self.entered.set()
         self.gate.wait(20)
         return super().add(*args, **more)
 
@@ -427,6 +428,7 @@ class Slow(Library):
 def test_documents_that_wait_are_few_of_each_user_and_lose_no_part(library: Library) -> None:
     slow = Slow(library._index, library._encoder, read=read)
     slow.gate.clear()
+    slow.entered.clear()
 
     async def main() -> None:
         async with opened(Engine(), slow, "alice") as client:
@@ -434,7 +436,8 @@ def test_documents_that_wait_are_few_of_each_user_and_lose_no_part(library: Libr
                 asyncio.ensure_future(put(client, f"# {number}\n\ntext".encode(), f"{number}.md"))
                 for number in range(2)
             ]
-            await asyncio.sleep(0.5)
+            assert await asyncio.to_thread(slow.entered.wait, 20)
+            await asyncio.sleep(0.5)  # the other one waits by then
             third = b"# third\n\ntext"
             refused = await put(client, third, "third.md")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
@@ -451,11 +454,12 @@ def test_documents_that_wait_are_few_of_each_user_and_lose_no_part(library: Libr
 def test_who_leaves_while_a_document_is_read_leaves_it_to_be_read(library: Library) -> None:
     slow = Slow(library._index, library._encoder, read=read)
     slow.gate.clear()
+    slow.entered.clear()
 
     async def main() -> None:
         async with opened(Engine(), slow, "alice") as client:
             leaving = asyncio.ensure_future(put(client, b"# one\n\ntext", "one.md"))
-            await asyncio.sleep(0.5)
+            assert await asyncio.to_thread(slow.entered.wait, 20)
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
             slow.gate.set()
