@@ -147,14 +147,28 @@ def test_a_request_that_is_none_does_not_end_the_starter(
 
 def test_everything_ends_with_the_starter(tmp_path: Path) -> None:
     own = Programs(tmp_path)
-    started = waiting(own, tmp_path)
-    os.kill(own._process.pid, signal.SIGKILL)
-    assert ended(started.pid)
-    assert started.wait(WAIT) == -signal.SIGKILL
-    started.close()
+    with contextlib.closing(waiting(own, tmp_path)) as started:
+        os.kill(own._process.pid, signal.SIGKILL)
+        assert ended(started.pid)
+        assert started.wait(WAIT) == -signal.SIGKILL
     with pytest.raises(FederationError, match="cannot be started"):
         own.call("flwr", ["--version"], environment(tmp_path))
     own.close()
+
+
+def test_a_program_whose_starter_ended_before_it_began_does_not_begin() -> None:
+    code = (
+        "import os\n"
+        "from cloister.federated.flower.tether import end_with_parent\n"
+        "parent = os.getpid()\n"
+        "if os.fork() == 0:\n"
+        "    while os.getppid() == parent:\n"
+        "        pass\n"
+        "    end_with_parent(parent)\n"
+        "    print('it began', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 def test_without_flower_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

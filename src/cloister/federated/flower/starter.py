@@ -88,6 +88,7 @@ class _Leave:
 
 def _child_of(listener: socket.socket) -> list[str]:
     """Start what is asked for, until this process is ended. Comes back in each child, with what it is."""
+    starter = os.getpid()
     children: dict[int, Child] = {}
     """By the descriptors of their processes, and by those of their connections."""
     with selectors.DefaultSelector() as selector:
@@ -110,7 +111,7 @@ def _child_of(listener: socket.socket) -> list[str]:
                         os.close(one.end)
                         one.connection.close()
                     connection.close()
-                    _become(asked)
+                    _become(asked, starter)
                     return asked.arguments
                 for descriptor in asked.descriptors:
                     os.close(descriptor)
@@ -142,8 +143,8 @@ def _asked(connection: socket.socket) -> Asked | None:
     return None
 
 
-def _become(asked: Asked) -> None:
-    end_with_parent()
+def _become(asked: Asked, starter: int) -> None:
+    end_with_parent(starter)
     os.setsid()
     for place, descriptor in enumerate(asked.descriptors, 1):
         os.dup2(descriptor, place)

@@ -12,9 +12,9 @@ import signal
 from cloister.workload import linux
 
 
-def end_with_parent() -> None:
-    """From now on. For a process whose parent started it from its main thread."""
-    parent = os.getppid()
+def end_with_parent(parent: int | None = None) -> None:
+    """From now on. For a process whose parent started it from its main thread; ``parent`` if it is known which that was."""
+    parent = parent or os.getppid()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended in between
+    if os.getppid() != parent:  # it ended before
         os._exit(1)
