@@ -47,9 +47,8 @@ class LoopbackCapture:
     def _run(self) -> None:
         total = 0
         while total < _MAX_BYTES:
-            ended = (
-                self._stop.is_set()
-            )  # what came until then is read yet, and not waited for what others send
+            # What came until then is read yet; what others send from then on is not waited for.
+            ended = self._stop.is_set()
             self._socket.settimeout(0.0 if ended else 0.1)
             try:
                 packet = self._socket.recv(1 << 17)

@@ -60,7 +60,6 @@ def _one_more_file(directory: Path) -> None:
     (directory / "unlisted").write_bytes(b"x")
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("damage", [_missing, _truncated, _foreign, _no_index, _edited_index, _one_more_file])
 def test_a_damaged_sealed_directory_is_refused_and_nothing_is_written(
     it: Deployment, tmp_path: Path, damage: Callable[[Path], None]
@@ -78,7 +77,6 @@ def test_a_damaged_sealed_directory_is_refused_and_nothing_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sealed"]
 
 
-@pytest.mark.timeout(180)
 def test_a_seal_that_cannot_finish_leaves_nothing(it: Deployment, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to("/etc/passwd")
@@ -91,7 +89,6 @@ def test_a_seal_that_cannot_finish_leaves_nothing(it: Deployment, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-@pytest.mark.timeout(180)
 def test_serving_with_what_is_wrong_ends_before_it_listens(it: Deployment, tmp_path: Path) -> None:
     options = it.measured_options()
     unreachable = "http://127.0.0.1:9"
@@ -124,7 +121,6 @@ def test_serving_with_what_is_wrong_ends_before_it_listens(it: Deployment, tmp_p
     assert caught.value.code == POLICY
 
 
-@pytest.mark.timeout(180)
 def test_a_client_with_what_is_wrong_is_told_so(it: Deployment, tmp_path: Path) -> None:
     with pytest.raises(NetworkError, match="does not answer"):
         package.connect("http://127.0.0.1:9", policy=it.policy)

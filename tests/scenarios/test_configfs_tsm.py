@@ -239,7 +239,6 @@ class TestAtTheTruePaths:
         result = believed(parse_bundle(done.stdout), policy_for(kernel, platform), platform)
         assert result.keys == KEYS
 
-    @pytest.mark.timeout(180)
     def test_a_served_model_is_measured_verified_and_asked(
         self, kernel: Mounted, platform: SimulatedPlatform, pccs: VendorServices, tmp_path: Path
     ) -> None:

@@ -33,7 +33,6 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "150", "PYTHONUNBUFFERED": "1"}
 
 
-@pytest.mark.timeout(240)
 def test_the_demonstration_shows_the_whole_way_and_refuses_three_attacks(tmp_path: Path) -> None:
     done = subprocess.run(
         [*DEMO, "--folder", tmp_path, "--question", "What is asthma?"],
@@ -55,7 +54,6 @@ def test_the_demonstration_shows_the_whole_way_and_refuses_three_attacks(tmp_pat
     assert _processes_of(tmp_path) == []
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_demonstration_that_is_interrupted_leaves_no_process_behind(
     tmp_path: Path, how: signal.Signals

@@ -29,7 +29,6 @@ from cloister.workload import linux
 from cloister.workload.enter import start
 
 CANARY = "Zugzwangquark"
-pytestmark = pytest.mark.timeout(240)
 
 
 def pdf(*objects: bytes, root: int = 1) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import httpx2
+import pytest
 
 from app_server import served
 from cloister.inference.admission import MAX_WAITING, SHARE
@@ -109,6 +110,7 @@ def test_another_key_gets_the_next_slot_though_it_came_last() -> None:
 def test_who_waits_is_told_nothing_before_there_is_a_slot() -> None:
     with flooded() as flood:
         modest = flood.queued(MODEST)
-        assert not modest.done()  # not even a status
+        with pytest.raises(TimeoutError):
+            modest.result(0.3)
         flood.go_on.set()
         assert modest.result(30).status_code == 200

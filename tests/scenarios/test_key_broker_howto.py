@@ -9,15 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from ports import free_port
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/how-to/key-broker.md").read_text()
 SERVE = "cloister broker serve"
 
 
-@pytest.mark.timeout(240)
 def test_the_how_to_leads_from_keys_to_a_released_key_and_an_audited_log(tmp_path: Path) -> None:
     blocks = re.findall(r"```(console|python)\n(.*?)```", PAGE, re.DOTALL)
     ports = {port: str(free_port()) for port in ("8090", "8095", "8000")}

@@ -20,7 +20,6 @@ from training_data import CANARY, write_answers, write_claims
 from training_site import ISOLATION, PROJECT, TRAINING, assert_nothing_plain
 
 PAGES = PROJECT / "docs" / "how-to"
-pytestmark = pytest.mark.timeout(300)
 PORTS = ("8000", "8090", "8100", "8443", "8788", "8789")
 
 

@@ -82,9 +82,8 @@ def test_how_fast_an_answer_starts_does_not_tell_what_others_asked(engine: Engin
         seconds["other"].append(first_token(engine, BERT, prompt))
         seconds["nobody"].append(first_token(engine, None, prompt))
         seconds["never asked"].append(first_token(engine, BERT, f"never {round_} " + SECRET))
-    shortest = {
-        who: min(times) for who, times in seconds.items()
-    }  # others on this machine only lengthen them
+    # What else this machine does only lengthens them.
+    shortest = {who: min(times) for who, times in seconds.items()}
     assert shortest["same"] < 0.4 * shortest["never asked"], shortest
     for who in ("other", "nobody"):
         assert shortest[who] > 0.5 * shortest["never asked"], (who, shortest)

@@ -34,7 +34,7 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("nothing listens")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_the_readme_leads_from_nothing_to_an_answer(tmp_path: Path) -> None:
     preparation = next(block for block in _blocks("console") if "umask" in block)
     commands = next(block for block in _blocks("console") if "cloister simulate init" in block)
@@ -45,7 +45,7 @@ def test_the_readme_leads_from_nothing_to_an_answer(tmp_path: Path) -> None:
 
     # The same text, on ports that are free here; and the second service waits for the first, as a person would.
     serve, broker = free_port(), free_port()
-    waits = f"until curl -sf http://127.0.0.1:{broker}/healthz > /dev/null; do sleep 0.2; done"
+    waits = f"until (: < /dev/tcp/127.0.0.1/{broker}) 2> /dev/null; do sleep 0.2; done"
     commands = commands.replace("8100", str(broker)).replace(
         "cloister serve medquad", f"{waits}; exec cloister serve --port {serve} medquad"
     )
@@ -97,7 +97,7 @@ def test_the_readme_leads_from_nothing_to_an_answer(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr
         assert re.search(r"^[0-9a-f]{64}  /models/demo/\S+\.gguf$", ran.stdout, re.M)
         assert not Path("/models/demo").exists()
-    except AssertionError:
+    except BaseException:
         print((tmp_path / "log").read_text())
         raise
     finally:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from deployment import cloister, start_service
 from run_site import Site
 
@@ -75,7 +73,6 @@ profiles = ["uvicorn", "ray"]
 """
 
 
-@pytest.mark.timeout(240)
 def test_two_ends_with_the_mesh_s_files_know_each_other_by_the_names_that_owners_signed(
     tmp_path: Path,
 ) -> None:

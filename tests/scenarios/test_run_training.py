@@ -103,7 +103,6 @@ def _serve(place: Site) -> None:
         service.stop()
 
 
-@pytest.mark.timeout(200)
 def test_a_network_that_reads_digits_is_trained_on_sealed_images_and_resumes_after_a_kill_but_not_from_an_older_copy(
     place: Site, tmp_path: Path
 ) -> None:
@@ -139,7 +138,6 @@ def test_a_network_that_reads_digits_is_trained_on_sealed_images_and_resumes_aft
     assert "accuracy" not in done.stdout
 
 
-@pytest.mark.timeout(200)
 def test_a_report_is_made_of_sealed_tables_as_parquet_csv_and_sqlite_and_nothing_of_it_is_on_the_disk(
     place: Site, tmp_path: Path
 ) -> None:

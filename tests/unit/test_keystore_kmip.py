@@ -593,7 +593,7 @@ class HostileServer:
                         if self._then and connection.recv(1 << 16):
                             self.asked += 1
                             if self._then == "is silent":
-                                self._stop.wait(5)
+                                self._stop.wait(60)
                     else:
                         for byte in self._answer:
                             connection.sendall(bytes([byte]))
@@ -677,7 +677,7 @@ def test_a_request_goes_out_again_where_the_connection_was_closed_and_not_where_
 ) -> None:
     with HostileServer(site, _response(LOCATE, _structure("42007c")), then=then) as server:
         store = open_store(
-            server.port, site.client, site.authority.file, timeout=20 if then == "closes" else 1
+            server.port, site.client, site.authority.file, timeout=20 if then == "closes" else 5
         )
         for error, reason in (
             (KeystoreError, "there is no key k"),

@@ -73,7 +73,7 @@ class KmipKeystore(RecordedKeystore):
         self._wire = KmipWire(host, port, context, timeout=timeout)
         self._entropy = entropy
         # A record is written once, and a version's never taken away, so what was read of one stays true. Claims are not
-        # here: a server may give their names to others after them.
+        # here: they are taken away.
         self._cache: dict[str, VersionRecord] = {}
         self._cache_lock = threading.Lock()
 

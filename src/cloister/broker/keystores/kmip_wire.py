@@ -25,6 +25,7 @@ MAX_IDLE: Final = 8
 MAX_ADDRESSES: Final = 8
 TIMEOUT: Final = 10.0
 HEADER_SIZE: Final = 8
+_CLOSED: Final = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 RESPONSE: Final = bytes.fromhex("42007b01")
 """The tag of a response message, and that it is a structure."""
 
@@ -185,7 +186,7 @@ class KmipWire:
                 f"the KMIP server {self.host}:{self.port} refuses our certificate ({_printable(error.reason)})",
                 todo="have it issued by the CA that the server trusts",
             )
-        return _Broken(type(error).__name__, closed=not isinstance(error, TimeoutError))
+        return _Broken(type(error).__name__, closed=isinstance(error, _CLOSED))
 
 
 def _encode(operation: Any, payload: Any) -> bytes:

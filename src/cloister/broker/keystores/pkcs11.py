@@ -112,15 +112,14 @@ class Pkcs11Keystore(RecordedKeystore):
                 return search(anew=False)
             # A module may answer from memory. SoftHSM counts changes, loses count where two come at once, and takes others'
             # for seen with one of its own: only a start forgets. And it looks at one object after the other, so that a claim
-            # that becomes a version meanwhile may be in neither form. Each of these it is in before the second search, which
-            # finds a version for ever, or was there throughout the first, which finds it.
+            # that becomes a version meanwhile may be in neither form. What is a version before the second search is found
+            # there, since versions stay; a claim that is none by then was there throughout the first.
             return list(dict.fromkeys(search(anew=True) + search(anew=True)))
 
     def _create(self, key: str, number: int) -> str:
         def work(session: Session) -> str:
-            name = self._entropy(
-                ID_SIZE
-            )  # another one each time: what was not answered may be done, or be done yet
+            # Another one each time: what was not answered may be done, or be done yet.
+            name = self._entropy(ID_SIZE)
             generate(session, key_label(key, number), name)
             return name.hex()
 

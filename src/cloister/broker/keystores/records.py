@@ -193,12 +193,16 @@ class RecordedKeystore(VersionedKeystore):
         return super().describe(key)
 
     def _read(self, key: str) -> tuple[ForeignVersion, ...]:
+        return self._seen(key)[1]
+
+    def _seen(self, key: str) -> tuple[Collection[VersionRecord], tuple[ForeignVersion, ...]]:
+        """The records of ``key``, and the versions that they tell."""
+        records = self._records(key)
         try:
-            return told(key, self._records(key), self.store)
-        except KeystoreUnavailable:
-            raise
-        except KeystoreError:  # a search that is not certain may have missed some of what it met
-            return told(key, self._records(key, certain=True), self.store)
+            return records, told(key, records, self.store)
+        except KeystoreError:  # a search that is not certain may have missed some
+            records = self._records(key, certain=True)
+            return records, told(key, records, self.store)
 
     def _shred(self, key: str, version: ForeignVersion) -> None:
         # The record first: from here on the version is refused, whatever happens to the rest.
@@ -209,8 +213,7 @@ class RecordedKeystore(VersionedKeystore):
     def _make(self, key: str, number: int, owner: str, now: int) -> ForeignVersion:
         began: float = self._asked.at
         with self._claiming:
-            records = self._records(key)
-            versions = told(key, records, self.store)
+            records, versions = self._seen(key)
             if len(versions) >= number:  # made by another thread or broker, or before an answer was lost
                 return self._found(key, versions, number)
             ours = self._claims.get(key)
@@ -281,7 +284,7 @@ class RecordedKeystore(VersionedKeystore):
         try:
             self._write(made(key, one.version, one.owner, one.created, one.object), may=may)
         except _TooLate:
-            # Whatever kept us so long: others may have taken the claim for a crashed broker's meanwhile.
+            # Others may have taken the claim away meanwhile, and a store may have given its key's name to a version.
             self._leave(key, told(key, self._records(key, certain=True), self.store))
             raise KeystoreUnavailable(
                 f"{self.store} took too long to make version {one.version} of the key {key}", todo="ask again"
