@@ -195,14 +195,17 @@ class RecordedKeystore(VersionedKeystore):
     def _read(self, key: str) -> tuple[ForeignVersion, ...]:
         return self._seen(key)[1]
 
-    def _seen(self, key: str) -> tuple[Collection[VersionRecord], tuple[ForeignVersion, ...]]:
+    def _seen(
+        self, key: str, *, certain: bool = False
+    ) -> tuple[Collection[VersionRecord], tuple[ForeignVersion, ...]]:
         """The records of ``key``, and the versions that they tell."""
-        records = self._records(key)
+        records = self._records(key, certain=certain)
         try:
             return records, told(key, records, self.store)
-        except KeystoreError:  # a search that is not certain may have missed some
-            records = self._records(key, certain=True)
-            return records, told(key, records, self.store)
+        except KeystoreError:
+            if certain:
+                raise
+            return self._seen(key, certain=True)  # the search may have missed some
 
     def _shred(self, key: str, version: ForeignVersion) -> None:
         # The record first: from here on the version is refused, whatever happens to the rest.
@@ -262,8 +265,7 @@ class RecordedKeystore(VersionedKeystore):
 
     def _read_alone(self, key: str, ours: VersionRecord) -> tuple[ForeignVersion, ...]:
         """The versions, unless another broker claims ours too."""
-        records = self._records(key, certain=True)
-        versions = told(key, records, self.store)
+        records, versions = self._seen(key, certain=True)
         rivals = {one.object for one in records if one.version == ours.version} != {ours.object}
         if len(versions) < ours.version and (rivals or len(versions) != ours.version - 1):
             self._leave(key, versions)
@@ -285,7 +287,7 @@ class RecordedKeystore(VersionedKeystore):
             self._write(made(key, one.version, one.owner, one.created, one.object), may=may)
         except _TooLate:
             # Others may have taken the claim away meanwhile, and a store may have given its key's name to a version.
-            self._leave(key, told(key, self._records(key, certain=True), self.store))
+            self._leave(key, self._seen(key, certain=True)[1])
             raise KeystoreUnavailable(
                 f"{self.store} took too long to make version {one.version} of the key {key}", todo="ask again"
             ) from None
