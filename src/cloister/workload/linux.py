@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import resource
+import signal
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -130,6 +131,13 @@ def prctl(option: int, *arguments: int) -> int:
         failed = ctypes.get_errno()
         raise OSError(failed, os.strerror(failed), f"prctl {option}")
     return result
+
+
+def end_with(parent: int) -> None:
+    """Have this process killed when ``parent`` ends, whose main thread started it; at once where it has."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def mlock(address: int, length: int) -> None:

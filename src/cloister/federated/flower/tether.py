@@ -7,14 +7,10 @@ that may be gone, and wait for their threads. A model is in their memory meanwhi
 from __future__ import annotations
 
 import os
-import signal
 
 from cloister.workload import linux
 
 
 def end_with_parent(parent: int | None = None) -> None:
     """From now on. For a process whose parent started it from its main thread; ``parent`` if it is known which that was."""
-    parent = parent or os.getppid()
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before
-        os._exit(1)
+    linux.end_with(parent or os.getppid())
